@@ -1,0 +1,1 @@
+"""An owner's side: private data, model and statistics stay here."""

@@ -1,0 +1,185 @@
+"""One encoding per value: a small subset of deterministic CBOR (RFC 8949, section 4.2).
+
+Values: None, bool, int (64 bits), float (finite, always 8 bytes), str, bytes, list or
+tuple, and dict with str keys. Lengths come first and are minimal, keys are sorted by
+their encoded bytes, nothing is indefinite. `decode` refuses every other encoding, so bytes
+that decode also encode back to themselves; what is hashed or signed has one form only.
+
+Own code, not a library: general CBOR decoders accept tags, indefinite lengths and
+several encodings of one value. The tests compare it with `cbor2`.
+"""
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from blindmerge.errors import NotCanonical
+
+__all__ = ["Value", "decode", "encode"]
+
+Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
+
+_UINT, _NINT, _BYTES, _TEXT, _LIST, _MAP, _SIMPLE = 0, 1, 2, 3, 4, 5, 7
+_FALSE, _TRUE, _NULL, _FLOAT64 = 20, 21, 22, 27
+_MAX_DEPTH = 32
+
+
+def encode(value: object) -> bytes:
+    """The canonical bytes of `value`.
+
+    Raises NotCanonical for a type, number or key outside the subset.
+    """
+    out = bytearray()
+    _write(out, value)
+    return bytes(out)
+
+
+def decode(data: bytes) -> Value:
+    """The value whose canonical bytes are `data`.
+
+    Raises NotCanonical if `data` is truncated, longer than one value, nested deeper
+    than 32, or not the canonical encoding. Allocates no more than `data` is long.
+    """
+    value, end = _read(data, 0, 0)
+    if end != len(data):
+        raise NotCanonical(f"{len(data) - end} bytes follow the encoded value")
+    return value
+
+
+def _write_head(out: bytearray, major: int, argument: int) -> None:
+    if argument < 24:
+        out.append(major << 5 | argument)
+        return
+    for info, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
+        if argument < 1 << 8 * size:
+            out.append(major << 5 | info)
+            out += argument.to_bytes(size, "big")
+            return
+    raise NotCanonical("an integer or length needs more than 64 bits")
+
+
+def _write(out: bytearray, value: object) -> None:
+    if value is None:
+        out.append(_SIMPLE << 5 | _NULL)
+    elif type(value) is bool:
+        out.append(_SIMPLE << 5 | (_TRUE if value else _FALSE))
+    elif type(value) is int:
+        _write_head(out, _NINT if value < 0 else _UINT, -1 - value if value < 0 else value)
+    elif type(value) is float:
+        _write_float(out, value)
+    elif type(value) is str:
+        text = value.encode("utf-8")
+        _write_head(out, _TEXT, len(text))
+        out += text
+    elif type(value) is bytes:
+        _write_head(out, _BYTES, len(value))
+        out += value
+    elif isinstance(value, (list, tuple)):
+        _write_head(out, _LIST, len(value))
+        for item in value:
+            _write(out, item)
+    elif isinstance(value, Mapping):
+        _write_map(out, value)
+    else:
+        raise NotCanonical(f"{type(value).__name__} has no canonical encoding")
+
+
+def _write_float(out: bytearray, value: float) -> None:
+    if not math.isfinite(value):
+        raise NotCanonical("NaN and infinity have no canonical encoding")
+    out.append(_SIMPLE << 5 | _FLOAT64)
+    # -0.0 equals 0.0, and equal values need equal bytes.
+    out += struct.pack(">d", value + 0.0)
+
+
+def _write_map(out: bytearray, value: Mapping[object, object]) -> None:
+    if any(type(key) is not str for key in value):
+        raise NotCanonical("map keys must be text")
+    _write_head(out, _MAP, len(value))
+    for key, item in sorted((encode(key), item) for key, item in value.items()):
+        out += key
+        _write(out, item)
+
+
+def _read_head(data: bytes, at: int) -> tuple[int, int, int, int]:
+    """Major type, additional information, argument, and where the content starts."""
+    if at >= len(data):
+        raise NotCanonical("the encoded value is truncated")
+    major, info = data[at] >> 5, data[at] & 31
+    at += 1
+    if info < 24:
+        return major, info, info, at
+    if info > 27:
+        raise NotCanonical("indefinite lengths are not canonical")
+    size = 1 << (info - 24)
+    if at + size > len(data):
+        raise NotCanonical("the encoded value is truncated")
+    argument = int.from_bytes(data[at : at + size], "big")
+    smallest = {1: 24, 2: 1 << 8, 4: 1 << 16, 8: 1 << 32}[size]
+    if major != _SIMPLE and argument < smallest:
+        raise NotCanonical("a length or integer is not in its shortest form")
+    return major, info, argument, at + size
+
+
+def _read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
+    if depth > _MAX_DEPTH:
+        raise NotCanonical(f"nested deeper than {_MAX_DEPTH}")
+    major, info, argument, at = _read_head(data, at)
+    if major == _UINT:
+        return argument, at
+    if major == _NINT:
+        return -1 - argument, at
+    if major == _SIMPLE:
+        return _simple(info, argument), at
+    # Every element takes at least one byte: nothing is allocated for a lie.
+    if argument > len(data) - at:
+        raise NotCanonical("a length exceeds the bytes that are there")
+    if major == _BYTES:
+        return data[at : at + argument], at + argument
+    if major == _TEXT:
+        return _text(data[at : at + argument]), at + argument
+    if major == _LIST:
+        items: list[Value] = []
+        for _ in range(argument):
+            item, at = _read(data, at, depth + 1)
+            items.append(item)
+        return items, at
+    if major == _MAP:
+        return _read_map(data, at, argument, depth)
+    raise NotCanonical("tags are not canonical")
+
+
+def _read_map(data: bytes, at: int, size: int, depth: int) -> tuple[Value, int]:
+    entries: dict[str, Value] = {}
+    previous = b""
+    for _ in range(size):
+        start = at
+        key, at = _read(data, at, depth + 1)
+        if type(key) is not str:
+            raise NotCanonical("map keys must be text")
+        if data[start:at] <= previous:
+            raise NotCanonical("map keys are not sorted, or one occurs twice")
+        previous = data[start:at]
+        entries[key], at = _read(data, at, depth + 1)
+    return entries, at
+
+
+def _simple(info: int, argument: int) -> bool | float | None:
+    if info in (_FALSE, _TRUE):
+        return info == _TRUE
+    if info == _NULL:
+        return None
+    if info == _FLOAT64:
+        number: float = struct.unpack(">d", argument.to_bytes(8, "big"))[0]
+        if not math.isfinite(number) or (number == 0 and argument != 0):
+            raise NotCanonical("NaN, infinity and negative zero are not canonical")
+        return number
+    raise NotCanonical("an unknown simple value")
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotCanonical("text is not UTF-8") from error

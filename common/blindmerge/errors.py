@@ -1,0 +1,120 @@
+"""The errors of blindmerge, one tree.
+
+    BlindmergeError
+    ├── ConfigInvalid       exit 2   a file or option that a person wrote is wrong
+    ├── DataInvalid         exit 3   an organisation's examples are wrong
+    ├── CheckpointInvalid   exit 4   a model cannot be read, or is not what the job needs
+    │   └── UnknownTensor            no rule covers a tensor of the model
+    ├── PeerInvalid         exit 5   another party sent something that the plan does not allow
+    │   ├── SchemaMismatch           a statistic's names, shapes or types differ from the plan
+    │   ├── NotFinite                NaN or infinity where a finite number must be
+    │   └── NotCanonical             bytes that are not the one encoding of a value
+    ├── JobAborted          exit 6   the job cannot go on
+    │   └── TooFewOwners             fewer owners are left than a sum needs
+    ├── ResourceMissing     exit 7   disk, network or a package is not there
+    └── Interrupted         exit 130 somebody pressed Ctrl-C
+
+A message names the culprit and never quotes an organisation's data; the hint is the
+next step. The exit code tells the kind, so that scripts can tell them apart.
+"""
+
+__all__ = [
+    "BlindmergeError",
+    "CheckpointInvalid",
+    "ConfigInvalid",
+    "DataInvalid",
+    "Interrupted",
+    "JobAborted",
+    "NotCanonical",
+    "NotFinite",
+    "PeerInvalid",
+    "ResourceMissing",
+    "SchemaMismatch",
+    "TooFewOwners",
+    "UnknownTensor",
+]
+
+
+class BlindmergeError(Exception):
+    """Anything that blindmerge refuses or cannot do.
+
+    message: what is wrong, in one sentence.   hint: what to do next, may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The hint is a keyword, which Exception's own pickling would lose on the
+        # way back from a worker process.
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(kind: type[BlindmergeError], message: str, hint: str) -> BlindmergeError:
+    return kind(message, hint=hint)
+
+
+class ConfigInvalid(BlindmergeError):
+    """A configuration file or option is wrong."""
+
+    exit_code = 2
+
+
+class DataInvalid(BlindmergeError):
+    """Examples are missing, unreadable or not what the task needs."""
+
+    exit_code = 3
+
+
+class CheckpointInvalid(BlindmergeError):
+    """A checkpoint is unreadable or does not fit the job."""
+
+    exit_code = 4
+
+
+class UnknownTensor(CheckpointInvalid):
+    """A tensor that no rule covers: never a silent average."""
+
+
+class PeerInvalid(BlindmergeError):
+    """What another party sent breaks the plan."""
+
+    exit_code = 5
+
+
+class SchemaMismatch(PeerInvalid):
+    """Names, shapes or types of a statistic differ from its schema."""
+
+
+class NotFinite(PeerInvalid):
+    """NaN or infinity in a statistic or a checkpoint."""
+
+
+class NotCanonical(PeerInvalid):
+    """Bytes that do not encode back to themselves."""
+
+
+class JobAborted(BlindmergeError):
+    """The job cannot go on."""
+
+    exit_code = 6
+
+
+class TooFewOwners(JobAborted):
+    """Fewer owners are left than a sum needs."""
+
+
+class ResourceMissing(BlindmergeError):
+    """Disk space, a package or the network is missing."""
+
+    exit_code = 7
+
+
+class Interrupted(BlindmergeError):
+    """A person stopped the work."""
+
+    exit_code = 130

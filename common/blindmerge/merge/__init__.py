@@ -1,0 +1,51 @@
+"""Merge methods, one paper per file: contribution and solve side by side."""
+
+from collections.abc import Mapping
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from blindmerge.merge.average import Average
+from blindmerge.merge.fisher import Fisher
+from blindmerge.merge.method import (
+    BlockEvidence,
+    Evidence,
+    GramEvidence,
+    LayerReport,
+    MergeMethod,
+    Solved,
+    Weights,
+)
+from blindmerge.merge.regmean import RegMean
+from blindmerge.merge.task_arithmetic import TaskArithmetic
+from blindmerge.merge.ties import Ties
+
+__all__ = [
+    "METHODS",
+    "AnyMethod",
+    "Average",
+    "BlockEvidence",
+    "Evidence",
+    "Fisher",
+    "GramEvidence",
+    "LayerReport",
+    "MergeMethod",
+    "RegMean",
+    "Solved",
+    "TaskArithmetic",
+    "Ties",
+    "Weights",
+]
+
+AnyMethod: TypeAlias = Annotated[
+    Average | TaskArithmetic | Fisher | RegMean | Ties, Field(discriminator="name")
+]
+
+METHODS: Mapping[str, MergeMethod] = {
+    "average": Average(),
+    "task-arithmetic": TaskArithmetic(),
+    "fisher": Fisher(),
+    "regmean": RegMean(),
+    "ties": Ties(),
+}
+"""Every method with its default options."""

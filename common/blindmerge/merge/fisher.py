@@ -1,0 +1,71 @@
+"""Fisher merging: a mean weighted by the diagonal Fisher information
+(Matena and Raffel, NeurIPS 2022, eq. 4).
+
+The Fisher is the true one, E_x E_{y ~ p(y|x)} of the squared gradient of one example: squaring
+a gradient that was summed over a batch, as several public codes do, is another quantity.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from blindmerge.manifest import Block
+from blindmerge.merge.method import (
+    BlockEvidence,
+    Evidence,
+    Options,
+    Solved,
+    Weighting,
+    Weights,
+    deltas,
+)
+from blindmerge.statistic import Array, Schema, Statistic
+
+__all__ = ["Fisher"]
+
+
+class Fisher(Options):
+    """W* = W_0 + (sum F_k D_k + e sum D_k) / (sum F_k + e K), element by element.
+
+    e = floor * mean(sum F_k) of the tensor: where no owner has information, e.g. the
+    embedding of a word that nobody uses, the result is the average, not 0/0.
+    """
+
+    needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.FISHER})
+    name: Literal["fisher"] = "fisher"
+    weighting: Weighting = "equal"
+    floor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+
+    def schema_of(self, block: Block) -> Schema:
+        """`weight` [1]; for every tensor `:fisher`, `:fisher-delta` and `:delta`."""
+        kinds = ("fisher", "fisher-delta", "delta")
+        return {
+            "weight": (1,),
+            **{f"{name}:{kind}": shape for name, shape in block.shapes.items() for kind in kinds},
+        }
+
+    def contribution(self, block: Block, evidence: BlockEvidence) -> Statistic:
+        """F_k, F_k D_k and D_k, all times the owner's weight."""
+        weight = evidence.weight(self.weighting)
+        arrays: dict[str, Array] = {"weight": np.array([weight])}
+        for name, delta in deltas(block, evidence).items():
+            fisher = weight * evidence.fishers[name]
+            arrays[f"{name}:fisher"] = fisher
+            arrays[f"{name}:fisher-delta"] = fisher * delta
+            arrays[f"{name}:delta"] = weight * delta
+        return Statistic(self.schema_of(block), arrays)
+
+    def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
+        """The ratio of the sums; the plain average of a tensor without any information."""
+        weights = {}
+        owners = total["weight"][0]
+        for name in block.shapes:
+            fisher, delta = total[f"{name}:fisher"], total[f"{name}:delta"]
+            floor = self.floor * float(fisher.mean())
+            if floor > 0:
+                moved = (total[f"{name}:fisher-delta"] + floor / owners * delta) / (fisher + floor)
+            else:
+                moved = delta / owners
+            weights[name] = base[name] + moved
+        return Solved(weights)

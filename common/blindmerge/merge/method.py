@@ -1,0 +1,126 @@
+"""What a merge method is: a local contribution, a sum, and a solve."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+from blindmerge.manifest import Block
+from blindmerge.statistic import Array, Schema, Statistic
+
+__all__ = [
+    "BlockEvidence",
+    "Evidence",
+    "GramEvidence",
+    "LayerReport",
+    "MergeMethod",
+    "Options",
+    "Solved",
+    "Weighting",
+    "Weights",
+    "deltas",
+]
+
+Weights: TypeAlias = Mapping[str, Array]
+Weighting: TypeAlias = Literal["equal", "tokens"]
+"""`equal`: every owner counts the same; `tokens`: by the tokens of its examples."""
+
+
+class Evidence(Enum):
+    """What an owner has to collect beyond its weights."""
+
+    GRAM = "gram"
+    FISHER = "fisher"
+
+
+@dataclass(frozen=True, slots=True)
+class GramEvidence:
+    """Second moment of the inputs of a group of layers.
+
+    total: X~^T X~ [width, width], summed over rows, X~ = [X, 1] if the layers have biases.
+    rows: how many rows were summed.
+    """
+
+    total: Array
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEvidence:
+    """All that an owner knows of one block; a method takes what it needs.
+
+    base, own: every tensor of the block, float64, as shaped in the checkpoint.
+    tokens: real tokens in the examples.   grams: by group name.   fishers: by tensor name.
+    """
+
+    base: Weights
+    own: Weights
+    tokens: int
+    grams: Mapping[str, GramEvidence] = field(default_factory=dict)
+    fishers: Mapping[str, Array] = field(default_factory=dict)
+
+    def weight(self, weighting: Weighting) -> float:
+        """How much this owner counts in a mean."""
+        return 1.0 if weighting == "equal" else float(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What the solve did with the layers of one group.
+
+    condition_number: of the scaled matrix that was factorised, in the 1-norm.
+    ridge: rho as used, after raises.   rows: of all owners together.
+    fallback: why the layers were averaged instead; None if they were not.
+    """
+
+    block: str
+    layers: tuple[str, ...]
+    rows: int
+    condition_number: float | None
+    ridge: float | None
+    fallback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The merged tensors of a block, float64, and what was done for them."""
+
+    weights: Weights
+    layers: tuple[LayerReport, ...] = ()
+
+
+class Options(BaseModel):
+    """Base of the methods: a method *is* its options, frozen and validated."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    needs: ClassVar[frozenset[Evidence]] = frozenset()
+
+
+class MergeMethod(Protocol):
+    """The interface of a merge method.
+
+    The laws that every method keeps (order of owners, equal owners, schema without data,
+    equality with a central formula) are the suite `tests/conformance`.
+    """
+
+    needs: ClassVar[frozenset[Evidence]]
+
+    @property
+    def name(self) -> str:
+        """The method's name in plans and reports."""
+
+    def schema_of(self, block: Block) -> Schema:
+        """Names and shapes of what an owner sends for `block`; depends on the plan only."""
+
+    def contribution(self, block: Block, evidence: BlockEvidence) -> Statistic:
+        """What one owner sends."""
+
+    def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
+        """The merged tensors, from the sum over the owners and the base weights."""
+
+
+def deltas(block: Block, evidence: BlockEvidence) -> dict[str, Array]:
+    """D = W_k - W_0 of every tensor of the block."""
+    return {name: evidence.own[name] - evidence.base[name] for name in block.shapes}

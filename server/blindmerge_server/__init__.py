@@ -1,0 +1,1 @@
+"""The server's side: plans, sums and solves; it never sees one owner's data."""

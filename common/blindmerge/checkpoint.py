@@ -1,0 +1,269 @@
+"""Transformers checkpoints, read and written block by block with safetensors.
+
+No torch: a server that only sums and solves does not need it, and nothing is unpickled.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from blindmerge import canonical
+from blindmerge.errors import CheckpointInvalid, NotFinite
+from blindmerge.files import replacing
+from blindmerge.manifest import Manifest, describe
+from blindmerge.statistic import Array
+
+__all__ = ["Checkpoint", "CheckpointWriter", "Tensors", "check_fine_tuned"]
+
+Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""Tensors in the dtype of the checkpoint."""
+
+_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# What changes from save to save and says nothing about the function that the model computes.
+_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash"}
+_MIN_COSINE = 0.5
+
+
+class Checkpoint:
+    """A folder with `config.json` and safetensors files, one or sharded.
+
+    architecture: the class that loads it.   shapes: of every tensor, by name.
+    Raises CheckpointInvalid if the folder is not such a checkpoint; only headers are read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = _read_json(path / "config.json")
+        architectures = self.config.get("architectures")
+        if not isinstance(architectures, list) or not architectures:
+            raise CheckpointInvalid(f"'{path / 'config.json'}' names no architecture")
+        self.architecture = str(architectures[0])
+        self._files: dict[str, Path] = {}
+        self._dtypes: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in _weight_files(path):
+            self._read_header(file)
+
+    def _read_header(self, file: Path) -> None:
+        try:
+            with safe_open(file, framework="numpy") as stream:
+                for name in stream.keys():  # noqa: SIM118 (not a dict)
+                    part = stream.get_slice(name)
+                    self._dtypes[name] = part.get_dtype()
+                    self.shapes[name] = tuple(part.get_shape())
+                    self._files[name] = file
+        except (OSError, SafetensorError) as error:
+            raise CheckpointInvalid(f"'{file}' is not a readable safetensors file") from error
+        for name, dtype in self._dtypes.items():
+            if dtype not in _DTYPES:
+                raise CheckpointInvalid(
+                    f"tensor '{name}' in '{file}' is {dtype}",
+                    hint=f"save the model as one of: {', '.join(sorted(_DTYPES))}",
+                )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in the order of the head's outputs; empty if the config names none."""
+        by_id = self.config.get("id2label") or {}
+        return tuple(str(by_id[key]) for key in sorted(by_id, key=int))
+
+    @property
+    def manifest(self) -> Manifest:
+        """Every tensor and its rule (errors: see `describe`)."""
+        return describe(self.architecture, self.shapes)
+
+    def read(self, names: Iterable[str]) -> dict[str, Array]:
+        """The named tensors as float64.
+
+        Raises CheckpointInvalid if one is missing, NotFinite if one holds NaN or infinity.
+        """
+        return {name: array.astype(np.float64) for name, array in self._raw(names)}
+
+    def dtype(self, name: str) -> npt.DTypeLike:
+        """The dtype of a tensor in the file."""
+        return _DTYPES[self._dtypes[name]]
+
+    def _raw(self, names: Iterable[str]) -> Iterable[tuple[str, npt.NDArray[Any]]]:
+        for name in names:
+            if name not in self.shapes:
+                raise CheckpointInvalid(f"'{self.path}' has no tensor '{name}'")
+            with safe_open(self._files[name], framework="numpy") as stream:
+                array = stream.get_tensor(name)
+            if not np.isfinite(array).all():
+                raise NotFinite(
+                    f"tensor '{name}' in '{self.path}' holds NaN or infinity",
+                    hint="the training has diverged: train again with a lower learning rate",
+                )
+            yield name, array
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of what the model computes: config, tokenizer, names, dtypes and numbers.
+
+        It does not depend on how the tensors are spread over files.
+        """
+        config = {key: self.config[key] for key in self.config.keys() - _VOLATILE}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        tokenizer = self.path / "tokenizer.json"
+        digest.update(canonical.encode(tokenizer.read_bytes() if tokenizer.exists() else None))
+        for name in sorted(self.shapes):
+            digest.update(canonical.encode([name, self._dtypes[name], self.shapes[name]]))
+            for _, array in self._raw([name]):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def check_fine_tuned(own: Checkpoint, base: Checkpoint) -> None:
+    """Checks that `own` can have been fine-tuned from `base`.
+
+    Raises CheckpointInvalid for another architecture, other tensors, other labels or label
+    order, or weights that point elsewhere than the base's (another pre-training), and NotFinite.
+    """
+    if own.architecture != base.architecture:
+        raise CheckpointInvalid(
+            f"'{own.path}' is a {own.architecture}, the base a {base.architecture}"
+        )
+    if own.labels != base.labels:
+        raise CheckpointInvalid(
+            f"'{own.path}' has the labels {list(own.labels)}, the job {list(base.labels)}",
+            hint="the order counts: fine-tune from the job's base checkpoint",
+        )
+    for name in sorted(own.shapes.keys() | base.shapes.keys()):
+        ours, theirs = own.shapes.get(name), base.shapes.get(name)
+        if ours != theirs:
+            raise CheckpointInvalid(
+                f"tensor '{name}' is {_shape(ours)} in '{own.path}', {_shape(theirs)} in the base",
+                hint="fine-tune from the job's base checkpoint",
+            )
+    cosine = _cosine(own, base)
+    if cosine < _MIN_COSINE:
+        raise CheckpointInvalid(
+            f"'{own.path}' was not fine-tuned from the base: the cosine between their "
+            f"weights is {cosine:.2f}, at least {_MIN_COSINE} is expected",
+            hint="models can only be merged if they started from the same weights",
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _cosine(own: Checkpoint, base: Checkpoint) -> float:
+    """Cosine between the linear weights of both; the head is new and does not count.
+
+    Independently trained models have a cosine near 0, fine-tuning leaves it near 1.
+    """
+    product = own_square = base_square = 0.0
+    for block in base.manifest.blocks:
+        ours, theirs = own.read(block.shapes), base.read(block.shapes)
+        for group in block.groups if block.module else ():
+            for layer in group.layers:
+                a, b = ours[f"{layer.name}.weight"].ravel(), theirs[f"{layer.name}.weight"].ravel()
+                product += float(a @ b)
+                own_square += float(a @ a)
+                base_square += float(b @ b)
+    norms = math.sqrt(own_square) * math.sqrt(base_square)
+    return product / norms if norms > 0 else 0.0
+
+
+class CheckpointWriter:
+    """Writes a merged checkpoint, one shard per block, in the base's dtypes.
+
+    A shard is whole or absent; the index comes last, so an unfinished folder does not load.
+    """
+
+    def __init__(self, path: Path, base: Checkpoint) -> None:
+        self.path = path
+        self._base = base
+        self._blocks = base.manifest.blocks
+
+    def write(self, index: int, weights: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Writes block number `index`; returns its tensors in the dtypes of the base.
+
+        Raises CheckpointInvalid if names or shapes are not the block's, NotFinite if a
+        number is not finite in that dtype.
+        """
+        block = self._blocks[index]
+        if {name: array.shape for name, array in weights.items()} != block.shapes:
+            raise CheckpointInvalid(f"the tensors are not those of block '{block.name}'")
+        with np.errstate(over="ignore"):
+            cast = {name: weights[name].astype(self._base.dtype(name)) for name in block.shapes}
+        for name, array in cast.items():
+            if not np.isfinite(array).all():
+                raise NotFinite(f"merged tensor '{name}' holds NaN or infinity")
+        with replacing(self.path / self._shard(index)) as temporary:
+            save_file(cast, temporary, metadata={"format": "pt"})
+        return cast
+
+    def has(self, index: int) -> bool:
+        """Whether block number `index` is written."""
+        return (self.path / self._shard(index)).exists()
+
+    def finish(self) -> None:
+        """Adds config, tokenizer and index. Raises CheckpointInvalid if a block is missing."""
+        missing = [b.name for i, b in enumerate(self._blocks) if not self.has(i)]
+        if missing:
+            raise CheckpointInvalid(f"'{self.path}' lacks the blocks {', '.join(missing)}")
+        for file in sorted(self._base.path.iterdir()):
+            if file.suffix in (".json", ".txt", ".model") and file.name != _INDEX:
+                with replacing(self.path / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
+        index = {
+            "metadata": {"total_size": sum(f.stat().st_size for f in self._shards())},
+            "weight_map": {
+                name: self._shard(number)
+                for number, block in enumerate(self._blocks)
+                for name in block.shapes
+            },
+        }
+        with replacing(self.path / _INDEX) as temporary:
+            temporary.write_text(json.dumps(index, indent=1, sort_keys=True))
+
+    def _shards(self) -> list[Path]:
+        return [self.path / self._shard(index) for index in range(len(self._blocks))]
+
+    def _shard(self, index: int) -> str:
+        return f"model-{index + 1:05}-of-{len(self._blocks):05}.safetensors"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointInvalid(
+            f"'{path}' is missing",
+            hint="a checkpoint is a folder written by transformers' `save_pretrained`",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointInvalid(f"'{path}' is not a readable JSON file") from error
+    if not isinstance(value, dict):
+        raise CheckpointInvalid(f"'{path}' does not hold a JSON object")
+    return value
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if (path / _WEIGHTS).is_file():
+        return [path / _WEIGHTS]
+    if not (path / _INDEX).is_file():
+        raise CheckpointInvalid(
+            f"'{path}' has no {_WEIGHTS}",
+            hint="save the model with transformers' `save_pretrained`; pickles are not read",
+        )
+    weight_map = _read_json(path / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointInvalid(f"'{path / _INDEX}' has no weight_map")
+    files = sorted({str(file) for file in weight_map.values()})
+    if any(Path(file).name != file for file in files):
+        raise CheckpointInvalid(f"'{path / _INDEX}' points outside its folder")
+    return [path / file for file in files]

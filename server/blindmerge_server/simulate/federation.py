@@ -1,0 +1,376 @@
+"""The federation file of `blindmerge simulate`: one job, and several owners on one machine.
+
+The file is TOML. Paths are relative to it; `embedded:` starts a path in the folder of models
+and texts that blindmerge makes from packages of PyPI (see `embedded.toml` beside this file).
+Every mistake of a file is found before any work begins, and all are told at once.
+"""
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+)
+
+from blindmerge.errors import ConfigInvalid
+from blindmerge.merge import AnyMethod
+from blindmerge_client.data import SUFFIXES
+from blindmerge_client.finetune import TrainingOptions
+from blindmerge_server.simulate.mistakes import (
+    Tables,
+    explain,
+    listed,
+    owner_key,
+    owner_names,
+    shown,
+)
+
+__all__ = [
+    "Federation",
+    "Job",
+    "Owner",
+    "default_federation",
+    "read_federation",
+]
+
+EMBEDDED = "embedded:"
+
+_FILE_BYTES = 1 << 20  # a federation file is a page, not a data set
+_STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
+_HINT = "examples/own-data.toml in the source explains every key"
+_ID = "lower-case letters, digits and hyphens"
+
+
+def _name(limit: int, what: str) -> AfterValidator:
+    """A validator of names with at most `limit` characters."""
+
+    def check(name: str) -> str:
+        if not re.fullmatch(rf"[a-z0-9][a-z0-9-]{{0,{limit - 1}}}", name):
+            raise ValueError(f"{shown(name)} is not {what}; use {_ID}, at most {limit}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _by_name(method: object) -> object:
+    """A method that is given by name alone has its default options."""
+    return {"name": method} if isinstance(method, str) else method
+
+
+def _tables(owners: object) -> object:
+    if isinstance(owners, Mapping):
+        raise ValueError("write [[owner]] with two brackets, one such table per organisation")
+    return owners
+
+
+def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(labels) < 2:
+        raise ValueError("a task needs at least two labels")
+    for label in labels:
+        if not label.strip():
+            raise ValueError("an empty label is not allowed; give every label a name")
+        if labels.count(label) > 1:
+            raise ValueError(f"{shown(label)} occurs twice; every label needs its own name")
+    return labels
+
+
+def _data_file(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if not path.name.lower().endswith(tuple(SUFFIXES)):
+        raise ValueError(f"{shown(path.name)} has no known suffix; use {listed(tuple(SUFFIXES))}")
+    if path.is_absolute():
+        _check_data(path)
+    return path
+
+
+def _model_folder(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if path.is_absolute():
+        _check_model(path)
+    return path
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    """An absolute path, or a relative one that begins with `embedded:`."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{shown(value)} is not a path in quotes")
+    if value.startswith(EMBEDDED):
+        inside = PurePosixPath(value.removeprefix(EMBEDDED))
+        if inside.is_absolute() or ".." in inside.parts or not inside.parts or "\\" in value:
+            raise ValueError(f"{shown(value)} leaves the embedded folder; name something in it")
+        return Path(f"{EMBEDDED}{inside}")
+    return Path(os.path.abspath(info.context["folder"] / value)) if info.context else Path(value)
+
+
+def _check_data(path: Path) -> None:
+    mode = _mode(path)
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is not a file; give a file of examples")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_model(path: Path) -> None:
+    if not stat.S_ISDIR(_mode(path)):
+        raise ValueError(f"{path} is not a folder; give the folder of a transformers checkpoint")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json; give the folder of a transformers checkpoint")
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the name is not allowed"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
+DataFile: TypeAlias = Annotated[Path, PlainValidator(_data_file)]
+ModelFolder: TypeAlias = Annotated[Path, PlainValidator(_model_folder)]
+Method: TypeAlias = Annotated[AnyMethod, BeforeValidator(_by_name)]
+
+
+class Job(BaseModel):
+    """`[job]`: what is merged, and how."""
+
+    model_config = _STRICT
+    name: Annotated[
+        str,
+        _name(64, "a job name"),
+        Field(description=f"a name for the job: {_ID}, at most 64"),
+    ]
+    base: ModelFolder = Field(
+        description="the folder of the checkpoint that every owner starts from"
+    )
+    task: Literal["single-label"] = Field(
+        default="single-label", description="what the models do: every text has one label"
+    )
+    labels: Annotated[
+        tuple[str, ...],
+        Field(description='the label names, e.g. ["negative", "positive"]'),
+        AfterValidator(_labels),
+    ]
+    examples: Annotated[int, Field(ge=1)] = Field(
+        default=1000,
+        description="at most so many training examples enter an owner's statistics",
+    )
+    method: Method = Field(description='how to merge, e.g. { name = "regmean", ridge = 0.1 }')
+    compare: tuple[Method, ...] = Field(
+        default=(), description='further methods to show, e.g. ["average", "fisher"]'
+    )
+
+    @property
+    def methods(self) -> dict[str, AnyMethod]:
+        """The method and then those to compare it with, each under its own id.
+
+        The id is the method's name; a second one of the same name gets `-2`, and so on.
+        A method that stands there twice with the same options is there once.
+        """
+        found: dict[str, AnyMethod] = {}
+        for method in (self.method, *self.compare):
+            if method in found.values():
+                continue
+            same = sum(method.name == other.name for other in found.values())
+            found[f"{method.name}-{same + 1}" if same else method.name] = method
+        return found
+
+
+class Owner(BaseModel):
+    """`[[owner]]`: an organisation with its own labelled texts.
+
+    checkpoint: a model that was fine-tuned from the base already; None fine-tunes one.
+    """
+
+    model_config = _STRICT
+    name: Annotated[
+        str,
+        _name(32, "an owner's name"),
+        Field(description=f"a name for the owner: {_ID}, at most 32"),
+    ]
+    train: DataFile = Field(description="a file of labelled texts to train on")
+    validation: DataFile = Field(description="a file of labelled texts to choose with")
+    test: DataFile = Field(description="a file of labelled texts that nothing else uses")
+    checkpoint: Annotated[Path | None, PlainValidator(_model_folder)] = Field(
+        default=None, description="the folder of a model fine-tuned from the base"
+    )
+
+
+class Federation(BaseModel):
+    """A federation file.
+
+    Paths are absolute, or relative and begin with `embedded:`; after `resolve` all are absolute.
+    """
+
+    model_config = _STRICT
+    job: Job = Field(description="a [job] table")
+    training: TrainingOptions = Field(
+        default_factory=TrainingOptions, description="how owners fine-tune"
+    )
+    owners: Annotated[tuple[Owner, ...], BeforeValidator(_tables)] = Field(
+        alias="owner", description="at least two [[owner]] tables"
+    )
+    _file: Path = PrivateAttr(default=Path("the federation"))
+
+    @property
+    def needs_embedded(self) -> bool:
+        """Whether a path lies in the embedded folder, which then has to be there."""
+        return any(not path.is_absolute() for _, path in self._paths())
+
+    def resolve(self, embedded: Path) -> "Federation":
+        """The same federation with `embedded:` replaced by the folder `embedded`.
+
+        Raises ConfigInvalid with every path that leads nowhere.
+        """
+        folder = Path(os.path.abspath(embedded))
+        mistakes = []
+        for key, path in self._paths():
+            check = _check_model if key.endswith((".base", ".checkpoint")) else _check_data
+            try:
+                check(_inside(folder, path))
+            except ValueError as error:
+                mistakes.append(f"{key}: {error}")
+        if mistakes:
+            raise _refusal(self._file, mistakes)
+        owners = tuple(
+            owner.model_copy(
+                update={
+                    part: _inside(folder, path)
+                    for part in _OWNER_PATHS
+                    if (path := getattr(owner, part)) is not None
+                }
+            )
+            for owner in self.owners
+        )
+        job = self.job.model_copy(update={"base": _inside(folder, self.job.base)})
+        return self.model_copy(update={"job": job, "owners": owners})
+
+    def _paths(self) -> Iterator[tuple[str, Path]]:
+        yield "job.base", self.job.base
+        for owner in self.owners:
+            for part in _OWNER_PATHS:
+                path = getattr(owner, part)
+                if path is not None:
+                    yield f"owner.{owner.name}.{part}", path
+
+
+_OWNER_PATHS = ("train", "validation", "test", "checkpoint")
+_TABLES: Tables = {"": Federation, "job": Job, "owner": Owner, "training": TrainingOptions}
+
+
+def default_federation() -> Path:
+    """The file of the embedded federation, which needs nothing from the user."""
+    return Path(str(resources.files("blindmerge_server.simulate") / "embedded.toml"))
+
+
+def read_federation(path: Path) -> Federation:
+    """The federation that the file describes, with every path outside `embedded:` checked.
+
+    Raises ConfigInvalid with all mistakes of the file, one per line.
+    """
+    raw = _parse(path)
+    folder = Path(os.path.abspath(path)).parent
+    clashes = _clashes(raw)
+    try:
+        federation = Federation.model_validate(_tuples(raw), context={"folder": folder})
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise _refusal(
+            path, [*(explain(each, raw, _TABLES) for each in details), *clashes]
+        ) from error
+    if clashes:
+        raise _refusal(path, clashes)
+    federation._file = path
+    return federation
+
+
+def _parse(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_BYTES + 1)
+    except OSError as error:
+        hint = "give the path of a federation file"
+        raise ConfigInvalid(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
+    if len(data) > _FILE_BYTES:
+        raise ConfigInvalid(f"{path}: is larger than 1 MiB, so it is no federation file")
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigInvalid(f"{path}: line {line}: is not UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid(f"{path}: {_syntax(str(error))}", hint=_HINT) from error
+
+
+def _syntax(message: str) -> str:
+    """`line 3, column 5: ...` from tomllib's `... (at line 3, column 5)`."""
+    found = re.fullmatch(r"(.*) \(at (.*)\)", message, flags=re.DOTALL)
+    text, where = found.groups() if found else (message, "")
+    return f"{where + ': ' if where else ''}not TOML: {text[:1].lower()}{text[1:]}"
+
+
+def _clashes(raw: Mapping[str, object]) -> list[str]:
+    """Mistakes between values that are right alone: too few owners, or one thing twice."""
+    owners = raw.get("owner")
+    if not isinstance(owners, list):
+        return []
+    mistakes = []
+    if len(owners) < 2:
+        mistakes.append(f"owner: {len(owners)} is too few; a simulation takes at least 2 owners")
+    names = owner_names(owners)
+    twice = [name for name in dict.fromkeys(map(str, names)) if names.count(name) > 1]
+    mistakes += [f'owner: the name "{name}" occurs twice; names must differ' for name in twice]
+    for index, owner in enumerate(owners):
+        if isinstance(owner, dict):
+            key = owner_key(owners, index)
+            mistakes += [f"{key}.{mistake}" for mistake in _shared_files(owner)]
+    return mistakes
+
+
+def _shared_files(owner: Mapping[str, object]) -> Iterator[str]:
+    """Test texts that the model was trained or chosen on would make every score too good."""
+    parts = ("train", "validation", "test")
+    for index, part in enumerate(parts):
+        for other in parts[:index]:
+            if isinstance(owner.get(part), str) and owner.get(part) == owner.get(other):
+                yield f"{part}: is the same file as {other}; use different texts"
+
+
+def _refusal(path: Path, mistakes: Sequence[str]) -> ConfigInvalid:
+    if len(mistakes) == 1:
+        return ConfigInvalid(f"{path}: {mistakes[0]}", hint=_HINT)
+    lines = "\n".join(f"  {mistake}" for mistake in mistakes)
+    return ConfigInvalid(f"{path} has {len(mistakes)} mistakes:\n{lines}", hint=_HINT)
+
+
+def _inside(embedded: Path, path: Path) -> Path:
+    return path if path.is_absolute() else embedded / str(path).removeprefix(EMBEDDED)
+
+
+def _tuples(value: object) -> object:
+    """Lists as tuples, which strict models want."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value

@@ -1,9 +1,10 @@
 """One encoding per value: a small subset of deterministic CBOR (RFC 8949, section 4.2).
 
-Values: None, bool, int (64 bits), float (finite, always 8 bytes), str, bytes, list or
-tuple, and dict with str keys. Lengths come first and are minimal, keys are sorted by
-their encoded bytes, nothing is indefinite. `decode` refuses every other encoding, so bytes
-that decode also encode back to themselves; what is hashed or signed has one form only.
+Values: None, bool, int (-2^64 to 2^64 - 1), float (finite, always 8 bytes), str, bytes, list
+or tuple, and dict with str keys, nested at most 32 deep. Lengths come first and are minimal,
+keys are sorted by their encoded bytes, nothing is indefinite. `decode` refuses every other
+encoding, so bytes that decode also encode back to themselves; what is hashed or signed has
+one form only.
 
 Own code, not a library: general CBOR decoders accept tags, indefinite lengths and
 several encodings of one value. The tests compare it with `cbor2`.
@@ -20,7 +21,7 @@ __all__ = ["Value", "decode", "encode"]
 
 Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
 
-_UINT, _NINT, _BYTES, _TEXT, _LIST, _MAP, _SIMPLE = 0, 1, 2, 3, 4, 5, 7
+_UINT, _NINT, _BYTES, _TEXT, _LIST, _MAP, _TAG, _SIMPLE = range(8)
 _FALSE, _TRUE, _NULL, _FLOAT64 = 20, 21, 22, 27
 _MAX_DEPTH = 32
 
@@ -28,10 +29,11 @@ _MAX_DEPTH = 32
 def encode(value: object) -> bytes:
     """The canonical bytes of `value`.
 
-    Raises NotCanonical for a type, number or key outside the subset.
+    Raises NotCanonical for a type, number, text or key outside the subset, or nesting
+    deeper than 32.
     """
     out = bytearray()
-    _write(out, value)
+    _write(out, value, 0)
     return bytes(out)
 
 
@@ -39,7 +41,8 @@ def decode(data: bytes) -> Value:
     """The value whose canonical bytes are `data`.
 
     Raises NotCanonical if `data` is truncated, longer than one value, nested deeper
-    than 32, or not the canonical encoding. Allocates no more than `data` is long.
+    than 32, or not the canonical encoding. Memory is bounded by the length of `data` (about
+    a hundred bytes for each of its bytes), whatever lengths it claims.
     """
     value, end = _read(data, 0, 0)
     if end != len(data):
@@ -59,7 +62,9 @@ def _write_head(out: bytearray, major: int, argument: int) -> None:
     raise NotCanonical("an integer or length needs more than 64 bits")
 
 
-def _write(out: bytearray, value: object) -> None:
+def _write(out: bytearray, value: object, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise NotCanonical(f"nested deeper than {_MAX_DEPTH}")
     if value is None:
         out.append(_SIMPLE << 5 | _NULL)
     elif type(value) is bool:
@@ -69,20 +74,28 @@ def _write(out: bytearray, value: object) -> None:
     elif type(value) is float:
         _write_float(out, value)
     elif type(value) is str:
-        text = value.encode("utf-8")
-        _write_head(out, _TEXT, len(text))
-        out += text
+        _write_text(out, value)
     elif type(value) is bytes:
         _write_head(out, _BYTES, len(value))
         out += value
     elif isinstance(value, (list, tuple)):
         _write_head(out, _LIST, len(value))
         for item in value:
-            _write(out, item)
+            _write(out, item, depth + 1)
     elif isinstance(value, Mapping):
-        _write_map(out, value)
+        _write_map(out, value, depth)
     else:
         raise NotCanonical(f"{type(value).__name__} has no canonical encoding")
+
+
+def _write_text(out: bytearray, value: str) -> None:
+    try:
+        text = value.encode("utf-8")
+    except UnicodeEncodeError:
+        # Not `from error`: that exception carries the text.
+        raise NotCanonical("text with a lone surrogate has no canonical encoding") from None
+    _write_head(out, _TEXT, len(text))
+    out += text
 
 
 def _write_float(out: bytearray, value: float) -> None:
@@ -93,13 +106,13 @@ def _write_float(out: bytearray, value: float) -> None:
     out += struct.pack(">d", value + 0.0)
 
 
-def _write_map(out: bytearray, value: Mapping[object, object]) -> None:
+def _write_map(out: bytearray, value: Mapping[object, object], depth: int) -> None:
     if any(type(key) is not str for key in value):
         raise NotCanonical("map keys must be text")
     _write_head(out, _MAP, len(value))
     for key, item in sorted((encode(key), item) for key, item in value.items()):
         out += key
-        _write(out, item)
+        _write(out, item, depth + 1)
 
 
 def _read_head(data: bytes, at: int) -> tuple[int, int, int, int]:
@@ -132,6 +145,8 @@ def _read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
         return -1 - argument, at
     if major == _SIMPLE:
         return _simple(info, argument), at
+    if major == _TAG:
+        raise NotCanonical("tags are not canonical")
     # Every element takes at least one byte: nothing is allocated for a lie.
     if argument > len(data) - at:
         raise NotCanonical("a length exceeds the bytes that are there")
@@ -145,9 +160,7 @@ def _read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
             item, at = _read(data, at, depth + 1)
             items.append(item)
         return items, at
-    if major == _MAP:
-        return _read_map(data, at, argument, depth)
-    raise NotCanonical("tags are not canonical")
+    return _read_map(data, at, argument, depth)
 
 
 def _read_map(data: bytes, at: int, size: int, depth: int) -> tuple[Value, int]:

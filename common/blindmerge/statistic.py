@@ -4,13 +4,13 @@ A schema is fixed by the plan before any data is seen; a statistic fits its sche
 not exist. Symmetric matrices travel as packed triangles, which halves them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack
 
 from blindmerge.errors import NotFinite, SchemaMismatch
 
@@ -31,7 +31,7 @@ Schema: TypeAlias = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """Arrays that fit a schema; `a + b` adds array by array.
+    """Arrays that fit a schema; `a + b` adds array by array, in the order of `a.schema`.
 
     Raises SchemaMismatch if a name, shape or type differs from the schema, and NotFinite
     if a number is NaN or infinite: one such number would silently spoil the sum.
@@ -52,7 +52,9 @@ class Statistic:
                     f"the plan says float64{list(shape)}"
                 )
             # A sum is not finite if a term is not; it needs no mask as large as the array.
-            if not np.isfinite(np.sum(array)) and not np.isfinite(array).all():
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = np.sum(array)
+            if not np.isfinite(total) and not np.isfinite(array).all():
                 raise NotFinite(f"array '{name}' holds NaN or infinity")
 
     def __getitem__(self, name: str) -> Array:
@@ -61,14 +63,14 @@ class Statistic:
     def __add__(self, other: "Statistic") -> "Statistic":
         if dict(self.schema) != dict(other.schema):
             raise SchemaMismatch("statistics of different schemas cannot be added")
-        return Statistic(
-            self.schema, {name: self.arrays[name] + other.arrays[name] for name in self.schema}
-        )
+        with np.errstate(over="ignore"):
+            arrays = {name: self.arrays[name] + other.arrays[name] for name in self.schema}
+        return Statistic(self.schema, arrays)
 
 
 def size_bytes(schema: Schema) -> int:
     """Bytes of the float64 numbers of a statistic with this schema."""
-    return 8 * sum(int(np.prod(shape)) for shape in schema.values())
+    return 8 * sum(math.prod(shape) for shape in schema.values())
 
 
 def packed_size(width: int) -> int:
@@ -80,11 +82,15 @@ def pack_symmetric(matrix: Array) -> Array:
     """The upper triangle of a symmetric matrix, column by column (LAPACK's packed storage).
 
     matrix: [width, width]; only its upper triangle is read.   Returns [width(width+1)/2].
+    Raises SchemaMismatch if `matrix` is not square.
     """
-    packed, info = lapack.dtrttp(matrix, uplo="U")
-    if info != 0:
-        raise ValueError(f"dtrttp failed with info {info}")
-    return np.asarray(packed)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise SchemaMismatch(f"a symmetric matrix is square, not {list(matrix.shape)}")
+    packed = np.empty(packed_size(len(matrix)))
+    # Not LAPACK's dtrttp: it would first copy the whole matrix into Fortran order.
+    for column in range(len(matrix)):
+        packed[packed_size(column) : packed_size(column + 1)] = matrix[: column + 1, column]
+    return packed
 
 
 def unpack_symmetric(packed: Array, width: int) -> Array:
@@ -94,8 +100,9 @@ def unpack_symmetric(packed: Array, width: int) -> Array:
     """
     if packed.shape != (packed_size(width),):
         raise SchemaMismatch(f"a triangle of width {width} has {packed_size(width)} numbers")
-    upper, info = lapack.dtpttr(width, packed, uplo="U")
-    if info != 0:
-        raise ValueError(f"dtpttr failed with info {info}")
-    upper = np.triu(upper)
-    return np.asarray(upper + np.triu(upper, 1).T)
+    matrix = np.empty((width, width))
+    for column in range(width):
+        part = packed[packed_size(column) : packed_size(column + 1)]
+        matrix[: column + 1, column] = part
+        matrix[column, : column + 1] = part
+    return matrix

@@ -7,10 +7,11 @@ common input form a group, since they share one Gram matrix.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
 
@@ -19,6 +20,7 @@ __all__ = ["ARCHITECTURES", "Block", "Group", "Linear", "Manifest", "Mean", "des
 Rows: TypeAlias = Literal["tokens", "sequences"]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
+_Count: TypeAlias = Annotated[int, Field(ge=1)]
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
@@ -27,7 +29,7 @@ class Linear(BaseModel):
 
     model_config = _STRICT
     name: str
-    outputs: int
+    outputs: _Count
     bias: bool
 
     @property
@@ -45,9 +47,15 @@ class Group(BaseModel):
 
     model_config = _STRICT
     name: str
-    inputs: int
+    inputs: _Count
     rows: Rows
-    layers: tuple[Linear, ...]
+    layers: Annotated[tuple[Linear, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _biases_agree(self) -> "Group":
+        if len({layer.bias for layer in self.layers}) != 1:
+            raise ValueError("some layers have a bias and some have none")
+        return self
 
     @property
     def bias(self) -> bool:
@@ -65,7 +73,7 @@ class Mean(BaseModel):
 
     model_config = _STRICT
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[_Count, ...]
 
 
 class Block(BaseModel):
@@ -94,11 +102,21 @@ class Block(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All blocks of a model, in forward order."""
+    """All blocks of a model, in forward order; no tensor and no group stands in it twice."""
 
     model_config = _STRICT
     architecture: str
-    blocks: tuple[Block, ...]
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_rule_each(self) -> "Manifest":
+        tensors = [mean.name for block in self.blocks for mean in block.means]
+        groups = [group for block in self.blocks for group in block.groups]
+        tensors += [name for group in groups for layer in group.layers for name in layer.tensors]
+        for names in (tensors, [group.name for group in groups], [b.name for b in self.blocks]):
+            if names and Counter(names).most_common(1)[0][1] > 1:
+                raise ValueError("a tensor, group or block occurs twice")
+        return self
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -179,8 +197,8 @@ def describe(architecture: str, shapes: Shapes) -> Manifest:
     """The manifest of a checkpoint.
 
     architecture: the class that loads it, as in `config.json`.   shapes: of all its tensors.
-    Raises CheckpointInvalid for an architecture without rules or a missing tensor, and
-    UnknownTensor if a tensor has no rule.
+    Raises CheckpointInvalid for an architecture without rules, a missing or empty tensor or
+    layers of a group that differ, and UnknownTensor if a tensor has no rule.
     """
     rules = ARCHITECTURES.get(architecture)
     if rules is None:
@@ -188,14 +206,24 @@ def describe(architecture: str, shapes: Shapes) -> Manifest:
             f"no rules for the architecture '{architecture}'",
             hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
         )
+    empty = sorted(name for name, shape in shapes.items() if 0 in shape)
+    if empty:
+        raise CheckpointInvalid(f"the tensor '{empty[0]}' is empty: {list(shapes[empty[0]])}")
     layer = re.compile(re.escape(rules.layers) + r"\.(\d+)\.")
     count = len({match[1] for name in shapes if (match := layer.match(name))})
+    if count == 0:
+        raise CheckpointInvalid(f"the layers '{rules.layers}.*' are missing from the checkpoint")
     paths = [f"{rules.layers}.{index}" for index in range(count)]
     blocks = (
         _block("embeddings", rules.embeddings, (), rules.mean, shapes),
         *(_block(path, path, rules.layer_groups, rules.mean, shapes) for path in paths),
         _block("head", "", rules.head_groups, r"(?!)", shapes),
     )
+    for block in blocks[:-1]:
+        if not block.means:
+            raise CheckpointInvalid(
+                f"the embeddings or LayerNorms of '{block.name}' are missing from the checkpoint"
+            )
     manifest = Manifest(architecture=architecture, blocks=blocks)
     unknown = sorted(shapes.keys() - manifest.shapes.keys())
     if unknown:

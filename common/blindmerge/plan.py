@@ -75,8 +75,9 @@ class Plan(BaseModel):
             plan = cls.model_validate(_tuples(value))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise PeerInvalid(f"the plan is invalid at '{where}': {first['msg']}") from error
+            # A peer chose these names: no control characters on a person's terminal.
+            where = ascii(".".join(str(part) for part in first["loc"]))[:100]
+            raise PeerInvalid(f"the plan is invalid at {where}: {first['msg']}") from error
         if plan.encode() != data:
             raise PeerInvalid("the plan leaves out fields; a plan states everything")
         return plan

@@ -1,7 +1,8 @@
 """TIES: trim, elect sign, merge the agreeing side (Yadav et al., NeurIPS 2023).
 
 Every step is a sum over owners, if the positive and the negative entries are sent apart:
-the elected sign is the sign of the total, the merged entry the mean over its side.
+the elected sign is the sign of the total, the merged entry the mean over its side. A total
+of zero elects no side (the paper's sgn(0) = 0), and the entry stays at the base.
 
 Trimming is per tensor, not over the whole model as in the paper, so that a block can be
 sent before the next is read.
@@ -50,10 +51,11 @@ class Ties(Options):
         weights = {}
         for name in block.shapes:
             positive, negative = total[f"{name}:positive"], total[f"{name}:negative"]
-            upward = positive + negative >= 0
-            side = np.where(upward, positive, negative)
-            count = np.where(upward, *(total[f"{name}:{kind}"] for kind in _KINDS[2:]))
-            weights[name] = base[name] + self.scale * side / np.maximum(count, 1.0)
+            elected = np.sign(positive + negative)
+            side = np.where(elected > 0, positive, negative)
+            count = np.where(elected > 0, *(total[f"{name}:{kind}"] for kind in _KINDS[2:]))
+            mean = side / np.maximum(count, 1.0)
+            weights[name] = base[name] + self.scale * np.abs(elected) * mean
         return Solved(weights)
 
 

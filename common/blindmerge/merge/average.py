@@ -8,7 +8,15 @@ from typing import Literal
 import numpy as np
 
 from blindmerge.manifest import Block
-from blindmerge.merge.method import BlockEvidence, Options, Solved, Weighting, Weights, deltas
+from blindmerge.merge.method import (
+    BlockEvidence,
+    Options,
+    Solved,
+    Weighting,
+    Weights,
+    deltas,
+    total_weight,
+)
 from blindmerge.statistic import Array, Schema, Statistic
 
 __all__ = ["Average"]
@@ -37,5 +45,5 @@ class Average(Options):
 
     def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
         """Divides by the summed weight."""
-        weight = total["weight"][0]
+        weight = total_weight(total)
         return Solved({name: base[name] + total[f"{name}:delta"] / weight for name in block.shapes})

@@ -19,6 +19,7 @@ from blindmerge.merge.method import (
     Weighting,
     Weights,
     deltas,
+    total_weight,
 )
 from blindmerge.statistic import Array, Schema, Statistic
 
@@ -28,7 +29,7 @@ __all__ = ["Fisher"]
 class Fisher(Options):
     """W* = W_0 + (sum F_k D_k + e sum D_k) / (sum F_k + e K), element by element.
 
-    e = floor * mean(sum F_k) of the tensor: where no owner has information, e.g. the
+    e = floor * mean(sum F_k) / K, one number per tensor: where no owner has information, e.g. the
     embedding of a word that nobody uses, the result is the average, not 0/0.
     """
 
@@ -59,7 +60,7 @@ class Fisher(Options):
     def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
         """The ratio of the sums; the plain average of a tensor without any information."""
         weights = {}
-        owners = total["weight"][0]
+        owners = total_weight(total)
         for name in block.shapes:
             fisher, delta = total[f"{name}:fisher"], total[f"{name}:delta"]
             floor = self.floor * float(fisher.mean())

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from blindmerge.errors import PeerInvalid
 from blindmerge.manifest import Block
 from blindmerge.statistic import Array, Schema, Statistic
 
@@ -21,6 +22,7 @@ __all__ = [
     "Weighting",
     "Weights",
     "deltas",
+    "total_weight",
 ]
 
 Weights: TypeAlias = Mapping[str, Array]
@@ -39,7 +41,8 @@ class Evidence(Enum):
 class GramEvidence:
     """Second moment of the inputs of a group of layers.
 
-    total: X~^T X~ [width, width], summed over rows, X~ = [X, 1] if the layers have biases.
+    total: X~^T X~ [width, width], float64, symmetric, summed over rows; X~ = [X, 1] if the
+        layers have biases.
     rows: how many rows were summed.
     """
 
@@ -70,7 +73,8 @@ class BlockEvidence:
 class LayerReport:
     """What the solve did with the layers of one group.
 
-    condition_number: of the scaled matrix that was factorised, in the 1-norm.
+    condition_number: of the scaled matrix that was factorised, in the 1-norm, as LAPACK
+        estimates it: never above the truth, hardly ever below a third of it.
     ridge: rho as used, after raises.   rows: of all owners together.
     fallback: why the layers were averaged instead; None if they were not.
     """
@@ -115,12 +119,33 @@ class MergeMethod(Protocol):
         """Names and shapes of what an owner sends for `block`; depends on the plan only."""
 
     def contribution(self, block: Block, evidence: BlockEvidence) -> Statistic:
-        """What one owner sends."""
+        """What one owner sends.
+
+        Raises SchemaMismatch or NotFinite if the evidence does not fit the block.
+        """
 
     def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
-        """The merged tensors, from the sum over the owners and the base weights."""
+        """The merged tensors, from the sum over the owners and the base weights.
+
+        total: with the schema `schema_of(block)`.   base: every tensor of the block.
+        Raises PeerInvalid if the sum cannot be one over owners.
+        """
 
 
 def deltas(block: Block, evidence: BlockEvidence) -> dict[str, Array]:
     """D = W_k - W_0 of every tensor of the block."""
     return {name: evidence.own[name] - evidence.base[name] for name in block.shapes}
+
+
+def total_weight(total: Statistic) -> float:
+    """The sum of the owners' weights, which a mean is divided by.
+
+    Raises PeerInvalid unless it is positive.
+    """
+    weight = float(total["weight"][0])
+    if not weight > 0:
+        raise PeerInvalid(
+            f"the weights of the owners add up to {weight:g}, not to a positive number",
+            hint='with weighting = "tokens" an owner without examples counts for nothing',
+        )
+    return weight

@@ -28,6 +28,7 @@ from blindmerge.merge.method import (
     Solved,
     Weighting,
     Weights,
+    total_weight,
 )
 from blindmerge.statistic import (
     Array,
@@ -42,6 +43,7 @@ __all__ = ["RegMean", "solve_scaled"]
 
 _FIRST_RAISED_RIDGE = 1e-12  # where to go from a ridge of zero
 _LAST_RAISED_RIDGE = 1e3  # beyond it the result is the average
+_WORST_ERROR = 1e-3  # of a solution that is accepted, relative: three digits are right
 
 
 class RegMean(Options):
@@ -53,7 +55,8 @@ class RegMean(Options):
     off_diagonal: the paper's alpha; every owner's off-diagonal entries are multiplied by it
         before anything is computed. 1 leaves them as they are.
     rows_factor: a group in which an owner has fewer than rows_factor * width rows is
-        averaged: such a Gram matrix says little, and says it about few people.
+        averaged: such a Gram matrix says little, and says it about few people. A group
+        without any row is averaged in any case.
     """
 
     needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.GRAM})
@@ -99,7 +102,7 @@ class RegMean(Options):
 
     def _gram(self, group: Group, evidence: BlockEvidence) -> tuple[Array, bool]:
         collected = evidence.grams[group.name]
-        if collected.rows < self.rows_factor * group.width:
+        if collected.rows < max(1.0, self.rows_factor * group.width):
             return np.zeros((group.width, group.width)), True
         scale = 1.0 / collected.rows if self.weighting == "equal" else 1.0
         gram = (scale * self.off_diagonal) * collected.total
@@ -108,22 +111,22 @@ class RegMean(Options):
 
     def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
         """Means for averaged tensors, one factorisation per group for the rest."""
-        weight = total["weight"][0]
+        weight = total_weight(total)
         weights = {m.name: base[m.name] + total[f"{m.name}:delta"] / weight for m in block.means}
         reports = []
         for group in block.groups:
-            solved, report = self._solve_group(block, group, total)
+            solved, report = self._solve_group(block, group, total, weight)
             reports.append(report)
             for layer in group.layers:
                 weights |= _unstacked(layer, _stacked(layer, base) + solved[layer.name])
         return Solved(weights, tuple(reports))
 
     def _solve_group(
-        self, block: Block, group: Group, total: Statistic
+        self, block: Block, group: Group, total: Statistic, weight: float
     ) -> tuple[Mapping[str, Array], LayerReport]:
         """W* - W_0 of every layer of the group."""
         names = [layer.name for layer in group.layers]
-        mean = np.hstack([total[f"{name}:delta"] for name in names]) / total["weight"][0]
+        mean = np.hstack([total[f"{name}:delta"] for name in names]) / weight
         gram = unpack_symmetric(total[f"{group.name}:gram"], group.width)
         starved = round(float(total[f"{group.name}:starved"][0]))
         fallback = condition = ridge = None
@@ -153,31 +156,50 @@ class RegMean(Options):
 def solve_scaled(gram: Array, target: Array, ridge: float) -> tuple[Array, float, float] | None:
     """(gram + ridge t I)^-1 target, t = mean(diag gram), by Cholesky after Jacobi scaling.
 
-    gram: [width, width], positive semidefinite.   target: [width, outputs].
-    Returns the solution, the ridge that was used (raised tenfold until the factorisation
-    succeeds) and the condition number of the scaled matrix; None if nothing succeeds.
+    gram: [width, width], symmetric, meant to be positive semidefinite: rounding, noise or a
+        peer may have spoilt that.   target: [width, outputs].   Neither is changed.
+    Returns the solution, the ridge that was used (raised tenfold until the solution has three
+    right digits) and the condition number of the scaled matrix; None if nothing succeeds.
     """
-    scale_of_ridge = float(np.mean(np.diagonal(gram)))
-    if scale_of_ridge <= 0:
+    mean_diagonal = float(np.mean(np.diagonal(gram)))
+    if mean_diagonal <= 0:
         return None
-    while ridge <= _LAST_RAISED_RIDGE:
-        diagonal = np.diagonal(gram) + ridge * scale_of_ridge
-        if (diagonal > 0).all():
-            jacobi = 1.0 / np.sqrt(diagonal)
-            scaled = gram * jacobi[:, None] * jacobi
-            np.fill_diagonal(scaled, 1.0)
-            norm = float(np.abs(scaled).sum(axis=0).max())
-            try:
-                factor, lower = cho_factor(scaled, lower=True, overwrite_a=True)
-            except LinAlgError:
-                pass
-            else:
-                reciprocal, _ = lapack.dpocon(factor, norm, uplo="L")
-                if reciprocal > np.finfo(np.float64).eps:
-                    solution = cho_solve((factor, lower), jacobi[:, None] * target)
-                    return jacobi[:, None] * solution, ridge, float(1.0 / reciprocal)
+    while True:
+        solved = _solve_shifted(gram, target, ridge * mean_diagonal)
+        if solved is not None:
+            solution, condition = solved
+            return solution, ridge, condition
         ridge = max(10.0 * ridge, _FIRST_RAISED_RIDGE)
-    return None
+        if ridge > _LAST_RAISED_RIDGE:
+            return None
+
+
+def _solve_shifted(gram: Array, target: Array, shift: float) -> tuple[Array, float] | None:
+    """(gram + shift I)^-1 target and the condition number; None if it cannot be trusted."""
+    diagonal = np.diagonal(gram) + shift
+    if not (diagonal > 0).all():
+        return None
+    jacobi = 1.0 / np.sqrt(diagonal)
+    with np.errstate(over="ignore"):
+        scaled = gram * jacobi
+        scaled *= jacobi[:, None]
+        np.fill_diagonal(scaled, 1.0)
+        norm = float(np.linalg.norm(scaled, 1))
+    if not np.isfinite(norm):
+        return None
+    try:
+        # The transpose of a symmetric matrix in C order is the same matrix in Fortran order,
+        # which LAPACK overwrites instead of copying it.
+        factor, lower = cho_factor(scaled.T, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        return None
+    reciprocal, _ = lapack.dpocon(factor, norm, uplo="L")
+    # Higham 2002, section 10.1: the relative error of the solution is about
+    # width * eps * condition number.
+    if len(gram) * np.finfo(np.float64).eps > _WORST_ERROR * reciprocal:
+        return None
+    solution = cho_solve((factor, lower), jacobi[:, None] * target, overwrite_b=True)
+    return jacobi[:, None] * solution, float(1.0 / reciprocal)
 
 
 def _stacked(layer: Linear, weights: Weights) -> Array:

@@ -1,0 +1,145 @@
+"""Pico models: real transformers checkpoints with random weights, made in milliseconds.
+
+    folder = pico_encoder(tmp_path / "encoder")                               # BertModel
+    folder = pico_encoder(tmp_path / "base", "roberta", labels=("no", "yes"))  # a classifier
+
+Width 16, two layers, two heads, 64 positions. The WordPiece vocabulary is `WORDS` plus the
+letters, so every lower-case text has tokens; RoBERTa gets it with its own special tokens
+and its padding id of 1. `pico_examples` makes texts of these words whose label can be learnt.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any, Literal, TypeAlias
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertTokenizer,
+    DistilBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+from blindmerge_client.data import Examples
+
+__all__ = ["WORDS", "Architecture", "pico_encoder", "pico_examples"]
+
+Architecture: TypeAlias = Literal["bert", "roberta", "distilbert"]
+
+NEUTRAL = ("a", "the", "this", "film", "tweet", "phone", "is", "was", "it", "we", "they", "so")
+POSITIVE = ("good", "great", "happy", "fine", "love", "nice", "best")
+NEGATIVE = ("bad", "awful", "sad", "poor", "hate", "ugly", "worst")
+WORDS = NEUTRAL + POSITIVE + NEGATIVE
+
+_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def pico_encoder(
+    folder: Path, architecture: Architecture = "bert", seed: int = 0, labels: Sequence[str] = ()
+) -> Path:
+    """Writes a pico checkpoint with its tokenizer into `folder` and returns `folder`.
+
+    seed: of the weights; the caller's random state is left alone.
+    labels: without them an encoder is written, with them a sequence classifier.
+    """
+    tokenizer = _tokenizer(architecture)
+    config = _config(architecture, len(tokenizer))
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    kind: Any = AutoModelForSequenceClassification if labels else AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pico_examples(count: int, seed: int = 0) -> Examples:
+    """Texts of 3 to 12 known words; label 1 has one positive word, label 0 a negative one."""
+    rng = random.Random(seed)  # noqa: S311
+    texts, labels = [], []
+    for _ in range(count):
+        label = rng.randrange(2)
+        words = rng.choices(NEUTRAL, k=rng.randint(2, 11))
+        words.insert(rng.randint(0, len(words)), rng.choice((NEGATIVE, POSITIVE)[label]))
+        texts.append(" ".join(words))
+        labels.append(label)
+    return Examples(tuple(texts), tuple(labels))
+
+
+def _vocabulary(special: Sequence[str]) -> dict[str, int]:
+    pieces = [f"##{letter}" for letter in ascii_lowercase]
+    letters = [letter for letter in ascii_lowercase if letter not in WORDS]
+    return {token: index for index, token in enumerate([*special, *WORDS, *letters, *pieces])}
+
+
+def _tokenizer(architecture: Architecture) -> Any:
+    if architecture == "roberta":
+        return _roberta_tokenizer()
+    names = ["input_ids", "attention_mask"]
+    if architecture == "bert":
+        names.insert(1, "token_type_ids")
+    return BertTokenizer(_vocabulary(_BERT_SPECIAL), model_max_length=64, model_input_names=names)
+
+
+def _roberta_tokenizer() -> Any:
+    bos, pad, eos, unknown, mask = _ROBERTA_SPECIAL
+    backend = BertTokenizer(
+        _vocabulary(_ROBERTA_SPECIAL),
+        unk_token=unknown,
+        sep_token=eos,
+        pad_token=pad,
+        cls_token=bos,
+        mask_token=mask,
+    )
+    kind: Any = PreTrainedTokenizerFast
+    return kind(
+        tokenizer_object=backend.backend_tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unknown,
+        sep_token=eos,
+        pad_token=pad,
+        cls_token=bos,
+        mask_token=mask,
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _config(architecture: Architecture, vocabulary: int) -> Any:
+    if architecture == "distilbert":
+        return DistilBertConfig(
+            vocab_size=vocabulary,
+            dim=16,
+            hidden_dim=32,
+            n_layers=2,
+            n_heads=2,
+            max_position_embeddings=64,
+        )
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    if architecture == "roberta":
+        # Positions count from the padding id on: 64 tokens need 66.
+        return RobertaConfig(
+            **sizes,
+            max_position_embeddings=66,
+            type_vocab_size=1,
+            bos_token_id=0,
+            pad_token_id=1,
+            eos_token_id=2,
+        )
+    return BertConfig(**sizes, max_position_embeddings=64)

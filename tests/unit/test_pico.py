@@ -1,0 +1,50 @@
+"""The pico models are what their users take them for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from blindmerge.checkpoint import Checkpoint
+from support.pico import Architecture, pico_encoder, pico_examples
+
+CLASSES = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+def test_classifier_loads_and_runs_and_has_a_manifest(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    folder = pico_encoder(tmp_path / "model", architecture, labels=("no", "yes", "maybe"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = tokenizer(["this film is good", "zebra"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        assert model(**inputs).logits.shape == (2, 3)
+    assert tokenizer.unk_token_id not in inputs["input_ids"]
+    assert tokenizer.pad_token_id == model.config.pad_token_id
+    checkpoint = Checkpoint(folder)
+    assert checkpoint.architecture == CLASSES[architecture]
+    assert checkpoint.labels == ("no", "yes", "maybe")
+    assert checkpoint.manifest.shapes == checkpoint.shapes
+
+
+def test_seed_decides_the_weights_and_leaves_the_callers_state_alone(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    hashes = [
+        Checkpoint(pico_encoder(tmp_path / str(number), seed=seed)).sha256
+        for number, seed in enumerate((0, 0, 1))
+    ]
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_examples_depend_on_the_seed_alone() -> None:
+    assert pico_examples(20) == pico_examples(20)
+    assert pico_examples(20) != pico_examples(20, seed=1)
+    assert set(pico_examples(20).labels) == {0, 1}

@@ -8,9 +8,15 @@
     ├── PeerInvalid         exit 5   another party sent something that the plan does not allow
     │   ├── SchemaMismatch           a statistic's names, shapes or types differ from the plan
     │   ├── NotFinite                NaN or infinity where a finite number must be
-    │   └── NotCanonical             bytes that are not the one encoding of a value
+    │   ├── NotCanonical             bytes that are not the one encoding of a value
+    │   ├── ProtocolBroken           a message that the step of the protocol does not allow
+    │   ├── SignatureInvalid         a signature that its alleged author did not make
+    │   └── ShareInvalid             a share of a secret is not the one that was dealt
     ├── JobAborted          exit 6   the job cannot go on
-    │   └── TooFewOwners             fewer owners are left than a sum needs
+    │   ├── TooFewOwners             fewer owners are left than a sum needs
+    │   ├── Overflow                 a number is too large for the ring
+    │   └── AlreadyAnswered          the masks of this input were opened once, which is all
+    ├── PolicyRefused       exit 8   the owner's own rules forbid it
     ├── ResourceMissing     exit 7   disk, network or a package is not there
     └── Interrupted         exit 130 somebody pressed Ctrl-C
 
@@ -19,6 +25,7 @@ next step. The exit code tells the kind, so that scripts can tell them apart.
 """
 
 __all__ = [
+    "AlreadyAnswered",
     "BlindmergeError",
     "CheckpointInvalid",
     "ConfigInvalid",
@@ -27,9 +34,14 @@ __all__ = [
     "JobAborted",
     "NotCanonical",
     "NotFinite",
+    "Overflow",
     "PeerInvalid",
+    "PolicyRefused",
+    "ProtocolBroken",
     "ResourceMissing",
     "SchemaMismatch",
+    "ShareInvalid",
+    "SignatureInvalid",
     "TooFewOwners",
     "UnknownTensor",
 ]
@@ -98,6 +110,18 @@ class NotCanonical(PeerInvalid):
     """Bytes that do not encode back to themselves."""
 
 
+class ProtocolBroken(PeerInvalid):
+    """A message that the step of the protocol does not allow."""
+
+
+class SignatureInvalid(PeerInvalid):
+    """A signature that its alleged author did not make."""
+
+
+class ShareInvalid(PeerInvalid):
+    """A share of a secret is not the one that was dealt."""
+
+
 class JobAborted(BlindmergeError):
     """The job cannot go on."""
 
@@ -106,6 +130,20 @@ class JobAborted(BlindmergeError):
 
 class TooFewOwners(JobAborted):
     """Fewer owners are left than a sum needs."""
+
+
+class Overflow(JobAborted):
+    """A number is too large for the ring; it is refused, never clipped."""
+
+
+class AlreadyAnswered(JobAborted):
+    """The masks of this input were opened once; a second time could lay it bare."""
+
+
+class PolicyRefused(BlindmergeError):
+    """The owner's own rules forbid what was asked."""
+
+    exit_code = 8
 
 
 class ResourceMissing(BlindmergeError):

@@ -5,17 +5,14 @@ The first fields say what the server could see. Every field explains itself in
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from blindmerge.errors import ResourceMissing
 from blindmerge.merge import AnyMethod, LayerReport
+from blindmerge_server.report.files import write_whole
 
 __all__ = [
     "MASKS_OFF",
@@ -259,26 +256,4 @@ def write_report(report: Report, path: Path) -> None:
     The same report gives the same bytes.   Raises ResourceMissing if it cannot be written.
     """
     text = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    try:
-        _replace(path, text.encode())
-    except OSError as error:
-        raise ResourceMissing(
-            f"cannot write {path}: {error.strerror}",
-            hint="free some space, or choose another folder for the output",
-        ) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes beside `path`, then renames, so that no reader ever sees half a file."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_whole(path, text.encode())

@@ -1,0 +1,87 @@
+"""Names, numbers and units as the table and the plots write them."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from blindmerge_server.report.schema import Kind, Report, SystemScores
+
+__all__ = ["KINDS", "best_merged", "duration", "fold", "listed", "name_of", "percent", "size"]
+
+_NAMES: Mapping[str, str] = {
+    "own": "each on its own data",
+    "average": "simple average",
+    "task-arithmetic": "task arithmetic",
+    "fisher": "Fisher",
+    "regmean": "RegMean",
+    "ties": "TIES",
+    "ensemble": "ensemble of own models",
+    "multi-task": "multi-task, pooled data",
+}
+
+KINDS: Mapping[Kind, str] = {
+    "own": "own models",
+    "merged": "merged from sums",
+    "simulation-only": "only in a simulation",
+}
+"""What people call a kind of system, in the order in which they are shown."""
+
+
+def name_of(system: str) -> str:
+    """What people call the system with this id; a method's second variant keeps its id."""
+    if system.startswith("own:"):
+        return f"model of {system.removeprefix('own:')}"
+    return _NAMES.get(system, system)
+
+
+def best_merged(report: Report) -> SystemScores | None:
+    """The merged model with the best mean accuracy (then macro-F1), the first of equals."""
+    merged = [system for system in report.scores if system.kind == "merged"]
+    if not merged:
+        return None
+    return max(merged, key=lambda system: (system.mean.accuracy, system.mean.macro_f1))
+
+
+def percent(part: float) -> str:
+    """`81.3` for 0.8125."""
+    return f"{100 * part:.1f}"
+
+
+def size(size_bytes: int) -> str:
+    """Bytes in the unit that leaves a number below 1024."""
+    amount = float(size_bytes)
+    for unit in ("bytes", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 5 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def fold(name: str, width: int) -> str:
+    """The name in lines of at most `width` characters, broken after spaces and hyphens."""
+    lines = [""]
+    for piece in re.findall(r"[^\s-]*(?:-|\s+|$)", name):
+        rest = piece
+        if len(lines[-1]) + len(rest.rstrip()) <= width:
+            lines[-1] += rest
+            continue
+        if lines[-1]:
+            lines.append("")
+        while len(rest.rstrip()) > width:
+            lines[-1] = rest[:width]
+            lines.append("")
+            rest = rest[width:]
+        lines[-1] = rest
+    return "\n".join(line.rstrip() for line in lines if line.strip())

@@ -1,0 +1,157 @@
+"""Plausible reports, made up from a seed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from blindmerge.merge import METHODS, AnyMethod, LayerReport, RegMean
+from blindmerge_server.report.schema import (
+    MASKS_OFF,
+    DataScore,
+    Examples,
+    Job,
+    Kind,
+    Layer,
+    Method,
+    Missing,
+    Owner,
+    Phase,
+    Report,
+    Seconds,
+    SystemScores,
+    Versions,
+)
+from blindmerge_server.report.wording import name_of
+
+__all__ = ["LONG_NAMES", "make_report"]
+
+LONG_NAMES = (
+    "north-west-university-hospital-1",
+    "tweets",
+    "st-mary-clinic",
+    "editorials",
+    "donaudampfschifffahrtsgesellscha",
+    "products-and-services",
+    "films",
+    "regional-insurance-association",
+)
+BLOCKS = ("embeddings", *(f"encoder.layer.{index}" for index in range(6)), "head")
+METHOD_IDS = ("regmean", "average", "fisher")
+
+
+def make_report(
+    owners: Sequence[str], *, seed: int = 0, missing: str | None = None, starved: bool = False
+) -> Report:
+    """A report over these owners.
+
+    missing: name of an owner that dropped out.   starved: whether layers fell back.
+    """
+    rng = np.random.default_rng(seed)
+    present = tuple(owner for owner in owners if owner != missing)
+    phases = tuple(
+        Phase(block=block, owners=present, seconds=float(rng.uniform(0.5, 2.0))) for block in BLOCKS
+    )
+    return Report(
+        masks=False,
+        protection=MASKS_OFF,
+        schema_version=1,
+        created="2026-01-31T12:00:00Z",
+        versions=Versions(blindmerge="0.1.0", flwr="1.41.0", torch="2.13.0", transformers="5.23.0"),
+        job=_job(),
+        owners=tuple(_owner(name, rng, name == missing) for name in owners),
+        phases=dict.fromkeys(METHOD_IDS, phases),
+        layers={"regmean": tuple(_layers(rng, starved)), "average": (), "fisher": ()},
+        seconds=Seconds(
+            fetch=0.0,
+            fine_tune=96.4,
+            methods={"regmean": 31.0, "average": 8.25, "fisher": 54.0},
+            comparisons=61.5,
+            evaluate=22.0,
+            total=276.1,
+        ),
+        scores=tuple(_scores(owners, rng)),
+        files={"merged model": "merged", "report": "report.json", "plots": "scores.png"},
+    )
+
+
+def _job() -> Job:
+    options: dict[str, AnyMethod] = {"regmean": RegMean(ridge=0.1)}
+    for name in ("average", "fisher"):
+        method = METHODS[name]
+        options[name] = method  # type: ignore[assignment]
+    return Job(
+        name="sentiment",
+        base_sha256="a" * 64,
+        task="single-label",
+        labels=("negative", "positive"),
+        examples=1000,
+        max_length=64,
+        methods=tuple(
+            Method(
+                id=name,
+                role="comparison" if index else "chosen",
+                options=options[name],
+                plan_sha256=f"{index}" * 64,
+            )
+            for index, name in enumerate(METHOD_IDS)
+        ),
+    )
+
+
+def _owner(name: str, rng: np.random.Generator, missing: bool) -> Owner:
+    train = int(rng.integers(400, 3000))
+    gone = Missing(method="regmean", phase="encoder.layer.3", reason="its process ended")
+    return Owner(
+        name=name,
+        examples=Examples(train=train, validation=train // 10, test=train // 5),
+        bytes_sent={"regmean": 26_540_000, "average": 180_000_000, "fisher": 540_000_000},
+        missing=gone if missing else None,
+    )
+
+
+def _layers(rng: np.random.Generator, starved: bool) -> list[Layer]:
+    found = []
+    for block in BLOCKS[1:]:
+        falls = starved and block == "head"
+        report = LayerReport(
+            block=block,
+            layers=(f"bert.{block}.query", f"bert.{block}.key", f"bert.{block}.value"),
+            rows=int(rng.integers(20_000, 90_000)),
+            condition_number=None if falls else float(10 ** rng.uniform(2, 5)),
+            ridge=None if falls else 0.1,
+            fallback="2 owner(s) had fewer than 4 x 385 rows" if falls else None,
+        )
+        found.append(Layer.of(report))
+    return found
+
+
+def _scores(owners: Sequence[str], rng: np.random.Generator) -> list[SystemScores]:
+    """Own models are good at home and poor abroad; merged models lie between."""
+    home = rng.uniform(0.78, 0.92, len(owners))
+    abroad = home - rng.uniform(0.08, 0.25, (len(owners), len(owners)))
+    np.fill_diagonal(abroad, home)
+    systems = [_system("own", "own", name_of("own"), owners, list(home))]
+    for name, row in zip(owners, abroad, strict=True):
+        systems.append(_system(f"own:{name}", "own", name_of(f"own:{name}"), owners, list(row)))
+    merged = {"regmean": 0.04, "average": 0.11, "fisher": 0.07}
+    simulated = {"ensemble": 0.035, "multi-task": 0.005}
+    for name, loss in {**merged, **simulated}.items():
+        kind: Kind = "merged" if name in merged else "simulation-only"
+        row = home - loss + rng.normal(0, 0.01, len(owners))
+        systems.append(_system(name, kind, name_of(name), owners, list(row)))
+    return systems
+
+
+def _system(
+    system: str, kind: Kind, name: str, owners: Sequence[str], accuracies: Sequence[float]
+) -> SystemScores:
+    scores = [
+        DataScore(
+            data=owner,
+            accuracy=round(float(part), 4),
+            macro_f1=round(float(part) - 0.02, 4),
+            examples=300,
+        )
+        for owner, part in zip(owners, accuracies, strict=True)
+    ]
+    return SystemScores.of(system, kind, name, scores)

@@ -31,12 +31,16 @@ class Fisher(Options):
 
     e = floor * mean(sum F_k) / K, one number per tensor: where no owner has information, e.g. the
     embedding of a word that nobody uses, the result is the average, not 0/0.
+
+    examples: an owner's Fisher is taken over at most so many of the job's examples; a
+        gradient per example and label is dear, and a few hundred are enough for a diagonal.
     """
 
     needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.FISHER})
     name: Literal["fisher"] = "fisher"
     weighting: Weighting = "equal"
     floor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+    examples: Annotated[int, Field(ge=1)] = 256
 
     def schema_of(self, block: Block) -> Schema:
         """`weight` [1]; for every tensor `:fisher`, `:fisher-delta` and `:delta`."""

@@ -1,0 +1,156 @@
+"""The true diagonal Fisher information of a classifier, example by example.
+
+    F = mean over examples x of sum_y p(y|x) (d log p(y|x) / d theta)^2     (Matena and Raffel 2022)
+
+The square is taken of the gradient of *one* example. Gradients per example come from hooks on
+the modules that own parameters: linear layers, LayerNorms and embeddings.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from blindmerge.errors import CheckpointInvalid
+from blindmerge.files import replacing
+from blindmerge.manifest import Manifest
+from blindmerge.statistic import Array
+from blindmerge_client.batches import Batch
+
+__all__ = ["collect_fisher", "read_fisher"]
+
+Totals = Mapping[str, Array]
+PerExample = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+def collect_fisher(
+    model: nn.Module, manifest: Manifest, batches: Sequence[Batch], folder: Path
+) -> None:
+    """Writes F of every tensor of `manifest` into `folder`, float64, one file each.
+
+    The sums live in memory-mapped files, so memory holds one batch. An existing `folder`
+    is whole and stays. Raises CheckpointInvalid for a module that has no rule.
+    """
+    if folder.is_dir():
+        return
+    with replacing(folder) as temporary:
+        temporary.mkdir(mode=0o700)
+        totals = {
+            name: np.lib.format.open_memmap(
+                temporary / f"{name}.npy", mode="w+", dtype=np.float64, shape=shape
+            )
+            for name, shape in manifest.shapes.items()
+        }
+        _accumulate(model.eval(), batches, totals)
+        examples = sum(len(batch.indices) for batch in batches)
+        for total in totals.values():
+            total /= examples
+            total.flush()
+
+
+def read_fisher(folder: Path, names: Sequence[str]) -> dict[str, Array]:
+    """F of the named tensors, as `collect_fisher` wrote it."""
+    return {name: np.load(folder / f"{name}.npy") for name in names}
+
+
+class _Probabilities:
+    """p(y|x) of the class whose gradient is being taken, [examples], and how many there are."""
+
+    examples = 0
+    now = torch.empty(0)
+
+
+def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> None:
+    weight = _Probabilities()
+    model.requires_grad_(False)
+    with ExitStack() as hooks:
+        hooks.callback(model.requires_grad_)
+        for name, module in model.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                handle = module.register_forward_hook(_hook(name, module, totals, weight))
+                hooks.callback(handle.remove)
+        for batch in batches:
+            weight.examples = len(batch.indices)
+            logits = model(**batch.inputs).logits
+            log_p = torch.log_softmax(logits, dim=-1)
+            for label in range(log_p.shape[1]):
+                weight.now = log_p[:, label].detach().exp()
+                torch.autograd.backward(log_p[:, label].sum(), retain_graph=True)
+
+
+def _hook(name: str, module: nn.Module, totals: Totals, weight: _Probabilities) -> Any:
+    add = _rule(name, module, totals)
+
+    def forward(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        inputs = args[0]
+        if output.shape[0] == 1 != weight.examples:
+            # Position embeddings are looked up once for the whole batch; one copy per
+            # example keeps the gradients of the examples apart.
+            output = output.expand(weight.examples, *output.shape[1:])
+            inputs = inputs.expand(weight.examples, *inputs.shape[1:])
+        if isinstance(module, nn.Embedding):
+            # Parameters are frozen while hooks take their gradients; the graph starts here.
+            output = output.detach().requires_grad_()
+        inputs = inputs.detach()
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: add(inputs, gradient, weight.now)
+        )
+        return output
+
+    return forward
+
+
+def _rule(name: str, module: nn.Module, totals: Totals) -> PerExample:
+    if isinstance(module, nn.Linear):
+        return _linear(name, totals)
+    if isinstance(module, nn.LayerNorm):
+        return _layer_norm(name, module, totals)
+    if isinstance(module, nn.Embedding):
+        return _embedding(name, module, totals)
+    raise CheckpointInvalid(f"no Fisher rule for '{name}', a {type(module).__name__}")
+
+
+def _linear(name: str, totals: Totals) -> PerExample:
+    def add(inputs: torch.Tensor, gradient: torch.Tensor, p: torch.Tensor) -> None:
+        if inputs.ndim == 2:
+            inputs, gradient = inputs[:, None], gradient[:, None]
+        per_example = torch.bmm(gradient.transpose(1, 2), inputs)
+        _add_squares(totals, f"{name}.weight", per_example, p)
+        _add_squares(totals, f"{name}.bias", gradient.sum(dim=1), p)
+
+    return add
+
+
+def _layer_norm(name: str, module: nn.LayerNorm, totals: Totals) -> PerExample:
+    def add(inputs: torch.Tensor, gradient: torch.Tensor, p: torch.Tensor) -> None:
+        shape = module.normalized_shape
+        normalised = nn.functional.layer_norm(inputs, list(shape), eps=module.eps)
+        _add_squares(totals, f"{name}.weight", (gradient * normalised).sum(dim=1), p)
+        _add_squares(totals, f"{name}.bias", gradient.sum(dim=1), p)
+
+    return add
+
+
+def _embedding(name: str, module: nn.Embedding, totals: Totals) -> PerExample:
+    total = totals[f"{name}.weight"]
+
+    def add(ids: torch.Tensor, gradient: torch.Tensor, p: torch.Tensor) -> None:
+        for example_ids, rows, probability in zip(ids, gradient, p, strict=True):
+            found, place = example_ids.unique(return_inverse=True)
+            summed = torch.zeros(len(found), rows.shape[1]).index_add_(0, place, rows)
+            if module.padding_idx is not None:  # that row is never trained
+                summed[found == module.padding_idx] = 0
+            total[found.numpy()] += (probability * summed.square()).numpy()
+
+    return add
+
+
+def _add_squares(totals: Totals, name: str, gradient: torch.Tensor, p: torch.Tensor) -> None:
+    """total += sum_b p_b gradient_b^2; gradient: [examples, *shape of the tensor], overwritten."""
+    if name in totals:  # a layer may have no bias
+        squares = p @ gradient.flatten(1).square_()
+        totals[name][...] += squares.view(gradient.shape[1:]).numpy()

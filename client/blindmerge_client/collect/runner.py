@@ -1,0 +1,115 @@
+"""Runs a model one block at a time.
+
+The hidden states at the last boundary between blocks are kept on disk, so that the whole job
+costs one forward pass, and memory holds one block's statistics and one batch. The layers
+before the block are passed over; what the model computes around them (embeddings, masks,
+rotary tables) runs as usual, which keeps this independent of the architecture.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from blindmerge.errors import CheckpointInvalid
+from blindmerge_client.batches import Batch
+
+__all__ = ["BlockRunner"]
+
+
+class _EndOfBlock(Exception):
+    """Leaves the model's forward early; no error."""
+
+
+class BlockRunner:
+    """A model, fixed batches, and where its hidden states are kept.
+
+    modules: paths of the transformer layers in forward order, each called once per pass and
+    returning its hidden states [rows, tokens, width].
+    folder: private to this runner; holds hidden states of the owner's texts, float32.
+    """
+
+    def __init__(
+        self, model: nn.Module, modules: Sequence[str], batches: Sequence[Batch], folder: Path
+    ) -> None:
+        self._model = model.eval()
+        self._layers = [model.get_submodule(path) for path in modules]
+        self._modules = tuple(modules)
+        self._batches = tuple(batches)
+        self._folder = folder
+
+    def run(self, module: str, observe: Callable[[Batch], None]) -> None:
+        """Runs the block that ends with `module`; the empty path is the head.
+
+        observe: called before each batch; hooks on the block's layers fire after it.
+        The hidden states after the block are kept for the next one.
+        """
+        index = self._modules.index(module) if module else len(self._modules)
+        before = index - 1
+        if before >= 0 and not self._boundary(before).is_dir():
+            self.run(self._modules[before], lambda _: None)
+        if index == len(self._modules):
+            self._pass(index, observe, None)
+            return
+        # No fsync as for results: after a power cut the states are simply computed again.
+        partial = self._folder / "hidden.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700, parents=True)
+        self._pass(index, observe, partial)
+        shutil.rmtree(self._boundary(index), ignore_errors=True)
+        partial.rename(self._boundary(index))
+        # The boundary before stays: a repeated request for this block starts from it.
+        for old in range(before):
+            shutil.rmtree(self._boundary(old), ignore_errors=True)
+
+    def _boundary(self, index: int) -> Path:
+        return self._folder / f"hidden-{index}"
+
+    def _pass(self, index: int, observe: Callable[[Batch], None], save_to: Path | None) -> None:
+        for number, batch in enumerate(self._batches):
+            observe(batch)
+            with torch.inference_mode(), ExitStack() as patches:
+                if index > 0:
+                    saved = np.load(self._boundary(index - 1) / f"{number}.npy")
+                    for layer in self._layers[:index]:
+                        patches.enter_context(_returning(layer, torch.from_numpy(saved)))
+                ended: list[torch.Tensor] = []
+                if save_to is not None:
+                    patches.enter_context(_stopping(self._layers[index], ended))
+                with suppress(_EndOfBlock):
+                    self._model(**batch.inputs)
+            if save_to is not None:
+                np.save(save_to / f"{number}.npy", ended[0].numpy())
+
+
+@contextmanager
+def _returning(layer: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
+    """`layer` returns `hidden` without computing anything."""
+    layer.forward = lambda *_args, **_kwargs: hidden
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+@contextmanager
+def _stopping(layer: nn.Module, ended: list[torch.Tensor]) -> Iterator[None]:
+    """The model's forward ends after `layer`, whose output is put into `ended`."""
+
+    def stop(_module: nn.Module, _args: object, output: object) -> None:
+        if not isinstance(output, torch.Tensor):
+            raise CheckpointInvalid(
+                f"a {type(layer).__name__} returns {type(output).__name__}, not a tensor"
+            )
+        ended.append(output)
+        raise _EndOfBlock
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()

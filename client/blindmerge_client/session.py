@@ -1,0 +1,130 @@
+"""One job at one owner, from top to bottom: what is read, what is computed, what leaves.
+
+A session answers each phase of the plan with a statistic and keeps the merged tensors that it
+is sent. All its state lies in its folder, so that a process that died can be started again.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_fine_tuned
+from blindmerge.errors import DataInvalid, PeerInvalid
+from blindmerge.manifest import Block
+from blindmerge.merge import BlockEvidence, Evidence, Fisher
+from blindmerge.plan import Plan
+from blindmerge.statistic import Array, Statistic
+from blindmerge_client.batches import Batch, batches
+from blindmerge_client.collect.fisher import collect_fisher, read_fisher
+from blindmerge_client.collect.gram import collect_grams
+from blindmerge_client.collect.runner import BlockRunner
+
+__all__ = ["Session"]
+
+_BATCH_SIZE = 64
+_FISHER_BATCH_SIZE = 8  # a gradient per example: larger batches only fill the cache
+
+
+class Session:
+    """An owner's part in one job.
+
+    base: the checkpoint that the plan names.   own: the owner's fine-tuned checkpoint.
+    texts: the owner's examples; the plan's first `examples` of them are used.
+    folder: private to this job and owner; created if missing.
+
+    Raises PeerInvalid if the plan is for another base, CheckpointInvalid or NotFinite if
+    `own` does not fit the base, DataInvalid if there is no text; all before any work.
+    """
+
+    def __init__(
+        self, plan: Plan, base: Path, own: Path, texts: Sequence[str], folder: Path
+    ) -> None:
+        self.plan = plan
+        self._base = Checkpoint(base)
+        self._own = Checkpoint(own)
+        self._check()
+        if not texts:
+            raise DataInvalid("there are no examples to collect statistics from")
+        self._texts = tuple(texts[: plan.examples])
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._writer = CheckpointWriter(folder / "merged", self._base)
+
+    def _check(self) -> None:
+        if self._base.sha256 != self.plan.base:
+            raise PeerInvalid(
+                f"the plan is for another base model than '{self._base.path}'",
+                hint="get the base model that the coordinator announced, or ask for the right plan",
+            )
+        if self._base.manifest != self.plan.manifest or self._base.labels != self.plan.labels:
+            raise PeerInvalid("the plan's tensors or labels are not those of its base model")
+        check_fine_tuned(self._own, self._base)
+
+    def contribute(self, phase: int) -> Statistic:
+        """What this owner sends in phase number `phase`; its schema follows from the plan.
+
+        Raises PeerInvalid if the plan has no such phase. Asking again gives the same answer.
+        """
+        block = self._block(phase)
+        evidence = BlockEvidence(
+            base=self._base.read(block.shapes),
+            own=self._own.read(block.shapes),
+            tokens=sum(int(batch.inputs["attention_mask"].sum()) for batch in self._batches),
+            grams=(
+                collect_grams(self._model, self._runner, block)
+                if Evidence.GRAM in self.plan.method.needs
+                else {}
+            ),
+            fishers=self._fishers(block),
+        )
+        return self.plan.method.contribution(block, evidence)
+
+    def receive(self, phase: int, merged: Tensors) -> None:
+        """Keeps the merged tensors of a phase.
+
+        Raises PeerInvalid, CheckpointInvalid or NotFinite if they are not the block's.
+        """
+        self._block(phase)
+        self._writer.write(phase, merged)
+
+    def finish(self) -> Path:
+        """The merged checkpoint, complete. Raises CheckpointInvalid if a phase is missing."""
+        self._writer.finish()
+        return self._folder / "merged"
+
+    def _block(self, phase: int) -> Block:
+        if not 0 <= phase < len(self.plan.phases):
+            raise PeerInvalid(f"the plan has {len(self.plan.phases)} phases, not {phase + 1}")
+        return self.plan.phases[phase]
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            self._own.path, local_files_only=True
+        )
+        return model.float()
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        return self._batched(self._texts, _BATCH_SIZE)
+
+    def _batched(self, texts: Sequence[str], size: int) -> list[Batch]:
+        # The base's tokenizer, whose hash the plan binds; an owner's copy might differ.
+        tokenizer = AutoTokenizer.from_pretrained(self._base.path, local_files_only=True)
+        return batches(tokenizer, texts, self.plan.max_length, size)
+
+    @cached_property
+    def _runner(self) -> BlockRunner:
+        modules = [block.module for block in self.plan.phases if block.module]
+        return BlockRunner(self._model, modules, self._batches, self._folder / "states")
+
+    def _fishers(self, block: Block) -> dict[str, Array]:
+        method = self.plan.method
+        if not isinstance(method, Fisher):
+            return {}
+        folder = self._folder / "fisher"
+        few = self._batched(self._texts[: method.examples], _FISHER_BATCH_SIZE)
+        collect_fisher(self._model, self.plan.manifest, few, folder)
+        return read_fisher(folder, list(block.shapes))

@@ -64,4 +64,5 @@ def _trim(delta: Array, density: float) -> Array:
     keep = max(1, round(density * delta.size))
     magnitude = np.abs(delta)
     smallest = np.partition(magnitude, delta.size - keep, axis=None)[delta.size - keep]
-    return np.where(magnitude >= smallest, delta, 0.0)
+    # Not `magnitude >= smallest`: it would drop a NaN, which the Statistic must refuse.
+    return np.where(magnitude < smallest, 0.0, delta)

@@ -1,0 +1,346 @@
+"""Real numbers in the ring of integers modulo 2^bits (secagg/SPEC.md §4).
+
+A number is fixed point: q = rint(value * 2^e), stored modulo 2^bits in uint64. The exponents
+e are public and part of what is signed: one per array, one per row, or, for the packed
+triangle of a symmetric matrix, one per row and column whose sum counts. They equilibrate:
+rows of very different size keep the same relative precision. A number that could make the
+sum of all owners wrap around is refused, never clipped.
+
+The rule by which exponents are chosen: a public bound 2^m on the magnitude of a row gives
+e = largest_scaled_log2(owners, bits) - m (`exponent_for`); the bounds come from a sample, the
+statistic of the base model on public text (`calibrate`), or are given (`uniform`).
+"""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cached_property
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from blindmerge.errors import NotFinite, Overflow, ProtocolBroken, SchemaMismatch
+from blindmerge.statistic import Array, Schema, Statistic, packed_size
+
+__all__ = [
+    "ArrayLayout",
+    "Bits",
+    "Factors",
+    "Layout",
+    "Ring",
+    "Scale",
+    "calibrate",
+    "error_bound",
+    "exponent_for",
+    "fits",
+    "from_ring",
+    "from_wire",
+    "largest_scaled_log2",
+    "to_ring",
+    "to_wire",
+    "uniform",
+]
+
+Bits: TypeAlias = Literal[48, 64]
+"""Width of the ring: 64 by default, 48 for `compact` uploads of 6 bytes per number."""
+
+Ring: TypeAlias = npt.NDArray[np.uint64]
+Factors: TypeAlias = Array | float
+"""2^e for every number, or one for all; exact, and so is its reciprocal."""
+
+MAX_EXPONENT = 512  # 2.0 ** +-512 and its inverse are normal float64 numbers
+_STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Scale(BaseModel):
+    """The exponents of an array.
+
+    `uniform`: one for all.   `rows`: one per index of the first axis.   `triangle`: one per
+    row of the symmetric matrix whose packed triangle the array is; entry (i, j) has
+    exponents[i] + exponents[j].
+    """
+
+    model_config = _STRICT
+    kind: Literal["uniform", "rows", "triangle"]
+    exponents: Annotated[
+        tuple[Annotated[int, Field(ge=-MAX_EXPONENT, le=MAX_EXPONENT)], ...], Field(min_length=1)
+    ]
+
+
+class ArrayLayout(BaseModel):
+    """Name, shape and exponents of one array."""
+
+    model_config = _STRICT
+    name: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    scale: Scale
+
+    @model_validator(mode="after")
+    def _one_exponent_each(self) -> "ArrayLayout":
+        count = len(self.scale.exponents)
+        fitting = {
+            "uniform": count == 1,
+            "rows": bool(self.shape) and self.shape[0] == count,
+            "triangle": self.shape == (packed_size(count),),
+        }
+        if not fitting[self.scale.kind]:
+            raise ValueError(f"{count} '{self.scale.kind}' exponents do not fit the shape")
+        if self.scale.kind == "triangle" and 2 * max(map(abs, self.scale.exponents)) > MAX_EXPONENT:
+            raise ValueError("the exponents of a triangle are too large")
+        return self
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def _factors(self) -> Array:
+        # Not exp2, which some processors round.
+        return np.asarray(np.ldexp(1.0, np.array(self.scale.exponents, dtype=np.int64)))
+
+    def factors(self, start: int, stop: int) -> Factors:
+        """2^e of the numbers start:stop of the flattened array."""
+        if self.scale.kind == "uniform":
+            return float(self._factors[0])
+        flat = np.arange(start, stop)
+        if self.scale.kind == "rows":
+            return self._factors[flat // (self.size // self.shape[0])]
+        # Packed column by column: column j starts at j(j+1)/2 and has j+1 numbers.
+        first = (math.isqrt(8 * start + 1) - 1) // 2
+        last = (math.isqrt(8 * (stop - 1) + 1) - 1) // 2
+        columns = np.arange(first, last + 1)
+        starts = columns * (columns + 1) // 2
+        sizes = np.minimum(starts + columns + 1, stop) - np.maximum(starts, start)
+        column = np.repeat(columns, sizes)
+        row = flat - column * (column + 1) // 2
+        return self._factors[row] * self._factors[column]
+
+
+class Layout(BaseModel):
+    """How a statistic lies in the ring: its arrays, flattened and joined, cut into blocks.
+
+    owners: how many may be added.   block_elements: numbers in a block; the last is shorter.
+    """
+
+    model_config = _STRICT
+    bits: Bits
+    owners: Annotated[int, Field(ge=1, lt=2**31)]
+    block_elements: Annotated[int, Field(ge=1, le=2**27)]
+    arrays: Annotated[tuple[ArrayLayout, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Layout":
+        if len({array.name for array in self.arrays}) != len(self.arrays):
+            raise ValueError("an array occurs twice")
+        return self
+
+    @cached_property
+    def shapes(self) -> Schema:
+        """Names and shapes, in the order of the ring."""
+        return {array.name: array.shape for array in self.arrays}
+
+    @cached_property
+    def elements(self) -> int:
+        """Numbers in all arrays."""
+        return sum(array.size for array in self.arrays)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return -(-self.elements // self.block_elements)
+
+    def block_size(self, block: int) -> int:
+        """Numbers in a block."""
+        return min(self.block_elements, self.elements - block * self.block_elements)
+
+    def wire_bytes(self, block: int) -> int:
+        """Bytes of a block on the wire."""
+        return self.block_size(block) * self.bits // 8
+
+    def encode(self, statistic: Statistic, block: int) -> Ring:
+        """One block of `statistic` in the ring.
+
+        Raises SchemaMismatch, NotFinite, or Overflow naming the array.
+        """
+        if dict(statistic.schema) != dict(self.shapes):
+            raise SchemaMismatch("the statistic is not laid out as the manifest says")
+        ring = np.empty(self.block_size(block), dtype=np.uint64)
+        for array, start, stop, at in self._parts(block):
+            values = statistic[array.name].reshape(-1)[start:stop]
+            ring[at : at + stop - start] = to_ring(
+                values, array.factors(start, stop), self.owners, self.bits, name=array.name
+            )
+        return ring
+
+    def decode(self, ring: Ring, block: int, into: Mapping[str, Array]) -> None:
+        """Writes the numbers of a block of a sum into the arrays (C-contiguous) of `into`."""
+        for array, start, stop, at in self._parts(block):
+            part = ring[at : at + stop - start]
+            flat = into[array.name].reshape(-1)
+            flat[start:stop] = from_ring(part, array.factors(start, stop), self.bits)
+
+    def empty(self) -> dict[str, Array]:
+        """Zeros for `decode` to write into."""
+        return {array.name: np.zeros(array.shape) for array in self.arrays}
+
+    def _parts(self, block: int) -> list[tuple[ArrayLayout, int, int, int]]:
+        """Of each array in the block: its numbers start:stop, and where they stand in it."""
+        low = block * self.block_elements
+        high = low + self.block_size(block)
+        parts = []
+        begin = 0
+        for array in self.arrays:
+            start, stop = max(low, begin), min(high, begin + array.size)
+            if start < stop:
+                parts.append((array, start - begin, stop - begin, start - low))
+            begin += array.size
+        return parts
+
+
+def fits(largest_scaled: float, owners: int, bits: Bits) -> bool:
+    """Whether numbers up to `largest_scaled` = max |value * 2^e| cannot wrap around.
+
+    owners * (largest_scaled + 1) < 2^(bits-1), exactly; the 1 covers the rounding.
+    """
+    return math.isfinite(largest_scaled) and owners * (Fraction(largest_scaled) + 1) < 1 << bits - 1
+
+
+def largest_scaled_log2(owners: int, bits: Bits) -> int:
+    """The largest s such that numbers up to 2^s fit (`fits`).
+
+    >>> largest_scaled_log2(3, 64), largest_scaled_log2(100, 48)
+    (61, 40)
+    """
+    return (((1 << bits - 1) - 1) // owners - 1).bit_length() - 1
+
+
+def exponent_for(bound_log2: int, owners: int, bits: Bits) -> int:
+    """The exponent for numbers of magnitude at most 2^bound_log2: the finest that fits."""
+    exponent = largest_scaled_log2(owners, bits) - bound_log2
+    return max(-MAX_EXPONENT, min(MAX_EXPONENT, exponent))
+
+
+def to_ring(
+    values: Array, factors: Factors, owners: int, bits: Bits, *, name: str = "values"
+) -> Ring:
+    """rint(values * factors) modulo 2^bits.
+
+    Raises NotFinite for NaN and infinity, Overflow for a number that does not fit; both tell
+    the array's name and no number.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = values * factors
+        largest = max(float(scaled.max(initial=0.0)), -float(scaled.min(initial=0.0)))
+    if not fits(largest, owners, bits):
+        if not np.isfinite(values).all():
+            raise NotFinite(f"array '{name}' holds NaN or infinity")
+        raise Overflow(
+            f"array '{name}' holds a number that the ring of {bits} bits cannot carry "
+            f"for {owners} owners",
+            hint="the plan needs larger public bounds for this array, or the 64-bit ring",
+        )
+    ring = np.rint(scaled, out=scaled).astype(np.int64).view(np.uint64)
+    return ring & np.uint64(0xFFFF_FFFF_FFFF) if bits == 48 else ring
+
+
+def from_ring(ring: Ring, factors: Factors, bits: Bits) -> Array:
+    """The numbers of a sum of `to_ring`; the upper half of the ring is negative."""
+    if bits == 48:
+        signed = (ring << np.uint64(16)).view(np.int64) >> np.int64(16)
+    else:
+        signed = ring.view(np.int64)
+    return np.asarray(signed * (1.0 / factors))
+
+
+def error_bound(total: Array, factors: Factors, owners: int) -> Array:
+    """How far a decoded sum may be from the exact sum of the owners' numbers.
+
+    Half a step per owner for rint; and for the conversion of the integer sum q to float64
+    at most 2^-53 |q|, which is below 2^-52 of the decoded number. Scaling by 2^e is exact.
+    """
+    return np.asarray(owners / (2.0 * factors) + 2.0**-52 * np.abs(total))
+
+
+def to_wire(ring: Ring, bits: Bits) -> bytes:
+    """Little-endian, 8 or 6 bytes per number."""
+    little = np.ascontiguousarray(ring, dtype="<u8")
+    if bits == 64:
+        return little.tobytes()
+    return little.view(np.uint8).reshape(-1, 8)[:, :6].tobytes()
+
+
+def from_wire(data: bytes, elements: int, bits: Bits) -> Ring:
+    """The numbers of `to_wire`, a new array.
+
+    Raises ProtocolBroken unless `data` holds exactly `elements` numbers.
+    """
+    if len(data) != elements * bits // 8:
+        raise ProtocolBroken(
+            f"a block has {len(data)} bytes instead of {elements * bits // 8}",
+            hint="both sides must run the same plan",
+        )
+    if bits == 64:
+        return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+    wide = np.zeros((elements, 8), dtype=np.uint8)
+    wide[:, :6] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 6)
+    return wide.reshape(-1).view("<u8").astype(np.uint64, copy=False)
+
+
+def uniform(
+    schema: Schema, bound_log2: int, *, owners: int, bits: Bits, block_elements: int
+) -> Layout:
+    """A layout with one public bound 2^bound_log2 for all numbers."""
+    scale = Scale(kind="uniform", exponents=(exponent_for(bound_log2, owners, bits),))
+    arrays = tuple(ArrayLayout(name=n, shape=s, scale=scale) for n, s in schema.items())
+    return Layout(bits=bits, owners=owners, block_elements=block_elements, arrays=arrays)
+
+
+def calibrate(
+    sample: Statistic,
+    *,
+    margin_bits: int,
+    floor_log2: int,
+    owners: int,
+    bits: Bits,
+    block_elements: int,
+) -> Layout:
+    """A layout whose bounds are those of a public sample, times 2^margin_bits.
+
+    sample: a statistic that everybody may know, such as the base model's on public text.
+    Packed Gram matrices (`...:gram`) get `triangle` exponents, since |G_ij| is at most
+    sqrt(G_ii G_jj); matrices one exponent per row, the rest one per array.
+    floor_log2: no bound is smaller than 2^floor_log2, for rows that the sample leaves empty.
+    """
+    largest = largest_scaled_log2(owners, bits)
+    arrays = []
+    for name, shape in sample.schema.items():
+        magnitude = np.abs(sample[name])
+        kind: Literal["uniform", "rows", "triangle"] = "uniform"
+        if name.endswith(":gram") and len(shape) == 1:
+            kind = "triangle"
+            width = (math.isqrt(8 * shape[0] + 1) - 1) // 2
+            index = np.arange(width)
+            bounds = _log2_above(magnitude[index * (index + 3) // 2], floor_log2) + margin_bits
+            exponents = (largest - bounds) // 2
+        elif len(shape) >= 2:
+            kind = "rows"
+            rows = magnitude.reshape(shape[0], -1).max(axis=1)
+            exponents = largest - margin_bits - _log2_above(rows, floor_log2)
+        else:
+            exponents = largest - margin_bits - _log2_above(magnitude.max(), floor_log2)
+        limit = MAX_EXPONENT // 2 if kind == "triangle" else MAX_EXPONENT
+        clipped = np.clip(np.atleast_1d(exponents), -limit, limit)
+        scale = Scale(kind=kind, exponents=tuple(int(exponent) for exponent in clipped))
+        arrays.append(ArrayLayout(name=name, shape=shape, scale=scale))
+    return Layout(bits=bits, owners=owners, block_elements=block_elements, arrays=tuple(arrays))
+
+
+def _log2_above(magnitude: Array, floor_log2: int) -> npt.NDArray[np.int64]:
+    """The smallest m with magnitude < 2^m, but at least floor_log2."""
+    _, exponents = np.frexp(magnitude)
+    empty = np.asarray(magnitude) == 0
+    above = np.maximum(np.where(empty, floor_log2, exponents), floor_log2)
+    return np.asarray(above, dtype=np.int64)

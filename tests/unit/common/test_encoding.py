@@ -1,0 +1,154 @@
+"""Layouts: blocks, refusals, calibration."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from blindmerge.encoding import (
+    ArrayLayout,
+    Bits,
+    Layout,
+    Scale,
+    calibrate,
+    error_bound,
+    exponent_for,
+    from_wire,
+    largest_scaled_log2,
+    to_ring,
+    to_wire,
+    uniform,
+)
+from blindmerge.errors import NotFinite, Overflow, ProtocolBroken, SchemaMismatch
+from blindmerge.statistic import Array, Statistic, pack_symmetric
+
+SCHEMA = {"weight": (1,), "a:delta": (5, 3), "g:gram": (10,)}
+
+
+def _statistic(seed: int, scale: float = 1.0) -> Statistic:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(40, 4)) * np.array([1e-3, 1.0, 1e3, 1e4])
+    arrays = {
+        "weight": np.array([1.0]),
+        "a:delta": scale * rng.normal(size=(5, 3)) * np.array([[1e-6], [1], [1e2], [1], [1e5]]),
+        "g:gram": pack_symmetric(x.T @ x),
+    }
+    return Statistic(SCHEMA, arrays)
+
+
+def _sum_by_blocks(layout: Layout, statistics: list[Statistic]) -> dict[str, Array]:
+    total = layout.empty()
+    for block in range(layout.blocks):
+        ring = np.zeros(layout.block_size(block), dtype=np.uint64)
+        for statistic in statistics:
+            data = to_wire(layout.encode(statistic, block), layout.bits)
+            assert len(data) == layout.wire_bytes(block)
+            ring += from_wire(data, layout.block_size(block), layout.bits)
+        layout.decode(ring, block, total)
+    return total
+
+
+@pytest.mark.parametrize("bits", [48, 64])
+@pytest.mark.parametrize("block_elements", [1, 7, 26, 1000])
+def test_blocks_of_any_size_give_the_same_sum(bits: Bits, block_elements: int) -> None:
+    statistics = [_statistic(seed) for seed in range(3)]
+    layout = calibrate(
+        statistics[0],
+        margin_bits=6,
+        floor_log2=-40,
+        owners=3,
+        bits=bits,
+        block_elements=block_elements,
+    )
+    total = _sum_by_blocks(layout, statistics)
+    for array in layout.arrays:
+        factors = np.reshape(array.factors(0, array.size), -1)
+        exact = sum(statistic[array.name].astype(np.longdouble) for statistic in statistics)
+        error = np.abs(total[array.name] - exact).reshape(-1).astype(float)
+        bound = error_bound(total[array.name].reshape(-1), factors, 3)
+        # The long double reference has an error of its own, 2^-63 per addition.
+        assert (error <= bound + 3 * 2.0**-63 * np.abs(exact).reshape(-1).astype(float)).all()
+
+
+def test_calibrated_rows_keep_their_own_precision() -> None:
+    # margin 4 and 3 owners leave 48 - 1 - 2 - 4 - 1 bits: every row keeps 40 bits, although
+    # the sizes of the rows span 11 decimal digits.
+    statistics = [_statistic(seed) for seed in range(3)]
+    layout = calibrate(
+        statistics[0], margin_bits=4, floor_log2=-60, owners=3, bits=48, block_elements=100
+    )
+    total = _sum_by_blocks(layout, statistics)
+    exact = sum(statistic["a:delta"] for statistic in statistics)
+    rows = np.abs(statistics[0]["a:delta"]).max(axis=1)
+    assert (np.abs(total["a:delta"] - exact).max(axis=1) <= 3 * rows * 2.0**-40).all()
+
+
+def test_overflow_is_refused_and_tells_no_number() -> None:
+    layout = uniform(SCHEMA, 10, owners=3, bits=64, block_elements=100)
+    statistic = _statistic(0, scale=12345.0)
+    with pytest.raises(Overflow) as caught:
+        layout.encode(statistic, 0)
+    assert "a:delta" in caught.value.message
+    assert "12345" not in caught.value.message
+
+
+def test_the_bound_itself_fits_and_twice_it_does_not() -> None:
+    for owners in (3, 4, 5, 100):
+        factor = 2.0 ** exponent_for(7, owners, 64)
+        to_ring(np.array([128.0, -128.0]), factor, owners, 64)
+        with pytest.raises(Overflow):
+            to_ring(np.array([256.0]), factor, owners, 64)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused(bad: float) -> None:
+    # A statistic with them cannot be made; arrays that changed afterwards are caught too.
+    statistic = _statistic(0)
+    layout = uniform(SCHEMA, 40, owners=3, bits=64, block_elements=100)
+    statistic["a:delta"][2, 1] = bad
+    with pytest.raises(NotFinite, match="a:delta"):
+        layout.encode(statistic, 0)
+
+
+def test_a_product_beyond_float64_is_an_overflow() -> None:
+    with pytest.raises(Overflow):
+        to_ring(np.array([1e300]), 2.0**500, 3, 64)
+
+
+def test_another_schema_is_refused() -> None:
+    layout = uniform({"weight": (2,)}, 10, owners=3, bits=64, block_elements=100)
+    with pytest.raises(SchemaMismatch):
+        layout.encode(_statistic(0), 0)
+
+
+def test_a_block_of_the_wrong_length_is_refused() -> None:
+    data = to_wire(np.arange(4, dtype=np.uint64), 48)
+    assert from_wire(data, 4, 48).tolist() == [0, 1, 2, 3]
+    for length in (0, 23, 25):
+        with pytest.raises(ProtocolBroken, match=f"{length} bytes"):
+            from_wire((data + data)[:length], 4, 48)
+
+
+def test_exponents_must_fit_the_shape() -> None:
+    three = Scale(kind="rows", exponents=(1, 2, 3))
+    ArrayLayout(name="a", shape=(3, 4), scale=three)
+    for shape in ((4, 3), (), (4,)):
+        with pytest.raises(ValidationError):
+            ArrayLayout(name="a", shape=shape, scale=three)
+    with pytest.raises(ValidationError):
+        ArrayLayout(name="a", shape=(5,), scale=Scale(kind="triangle", exponents=(1, 2)))
+    with pytest.raises(ValidationError):
+        ArrayLayout(name="a", shape=(1,), scale=Scale(kind="triangle", exponents=(500,)))
+    with pytest.raises(ValidationError):
+        Scale(kind="uniform", exponents=(513,))
+    scale = Scale(kind="uniform", exponents=(0,))
+    twice = (ArrayLayout(name="a", shape=(2,), scale=scale),) * 2
+    with pytest.raises(ValidationError, match="twice"):
+        Layout(bits=64, owners=3, block_elements=1, arrays=twice)
+
+
+def test_exponents_stay_where_powers_are_exact() -> None:
+    sample = Statistic({"a": (2, 1)}, {"a": np.array([[0.0], [1e300]])})
+    layout = calibrate(sample, margin_bits=0, floor_log2=-1000, owners=3, bits=64, block_elements=9)
+    assert layout.arrays[0].scale.exponents == (512, -512)
+    assert exponent_for(-2000, 3, 64) == 512
+    assert largest_scaled_log2(1, 64) == 62

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blindmerge.merge import METHODS, AnyMethod, LayerReport, RegMean
+from blindmerge.merge import AnyMethod, Average, Fisher, LayerReport, RegMean
 from blindmerge_server.report.schema import (
     MASKS_OFF,
     DataScore,
@@ -36,7 +36,7 @@ LONG_NAMES = (
     "regional-insurance-association",
 )
 BLOCKS = ("embeddings", *(f"encoder.layer.{index}" for index in range(6)), "head")
-METHOD_IDS = ("regmean", "average", "fisher")
+METHODS: dict[str, AnyMethod] = {"regmean": RegMean(), "average": Average(), "fisher": Fisher()}
 
 
 def make_report(
@@ -59,7 +59,7 @@ def make_report(
         versions=Versions(blindmerge="0.1.0", flwr="1.41.0", torch="2.13.0", transformers="5.23.0"),
         job=_job(),
         owners=tuple(_owner(name, rng, name == missing) for name in owners),
-        phases=dict.fromkeys(METHOD_IDS, phases),
+        phases=dict.fromkeys(METHODS, phases),
         layers={"regmean": tuple(_layers(rng, starved)), "average": (), "fisher": ()},
         seconds=Seconds(
             fetch=0.0,
@@ -75,10 +75,6 @@ def make_report(
 
 
 def _job() -> Job:
-    options: dict[str, AnyMethod] = {"regmean": RegMean(ridge=0.1)}
-    for name in ("average", "fisher"):
-        method = METHODS[name]
-        options[name] = method  # type: ignore[assignment]
     return Job(
         name="sentiment",
         base_sha256="a" * 64,
@@ -87,13 +83,8 @@ def _job() -> Job:
         examples=1000,
         max_length=64,
         methods=tuple(
-            Method(
-                id=name,
-                role="comparison" if index else "chosen",
-                options=options[name],
-                plan_sha256=f"{index}" * 64,
-            )
-            for index, name in enumerate(METHOD_IDS)
+            Method.of(name, "comparison" if index else "chosen", method, f"{index}" * 64)
+            for index, (name, method) in enumerate(METHODS.items())
         ),
     )
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from blindmerge_server.report.files import write_whole
+from blindmerge.files import replacing
 from blindmerge_server.report.schema import Kind, Report, SystemScores
 from blindmerge_server.report.wording import KINDS, best_merged, fold, percent
 
@@ -72,9 +72,7 @@ def draw_scores(report: Report) -> Figure:
         f"{report.job.name}: scores on the test data of {len(report.owners)} owners "
         f"({report.protection.partition(':')[0]})"
     )
-    figure.legend(
-        handles=_legend(systems), loc="outside lower center", ncols=len(KINDS) + 1, frameon=False
-    )
+    figure.legend(handles=_legend(systems), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -109,7 +107,8 @@ def draw_matrix(report: Report) -> Figure:
     figure.colorbar(colours, ax=axes, label="accuracy, % of the test texts", shrink=0.8)
     figure.suptitle(f"{report.job.name}: who does well on whose data")
     figure.supxlabel(
-        "upper number: accuracy in %; lower: macro-F1 in %; frame: a model on its owner's own data",
+        "upper number: accuracy in %; lower: macro-F1 in %\n"
+        "frame: a model on its owner's own data; bold: best merged model",
         fontsize=9,
     )
     return figure
@@ -149,7 +148,8 @@ def _legend(systems: Sequence[SystemScores]) -> list[Line2D]:
     dot = Line2D(
         [], [], color="#888888", marker="o", mfc="white", ls="", ms=5, label="one owner's test data"
     )
-    return [*handles, dot]
+    bold = Line2D([], [], ls="", label="bold: best merged model")
+    return [*handles, dot, bold]
 
 
 def _mark_best(axes: Axes, report: Report, systems: Sequence[SystemScores]) -> None:
@@ -217,4 +217,5 @@ def _write(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     # Without the software's name in it, the same report gives the same bytes.
     figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
-    write_whole(path, data.getvalue())
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.getvalue())

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from blindmerge.files import replacing
 from blindmerge.merge import AnyMethod, LayerReport
-from blindmerge_server.report.files import write_whole
 
 __all__ = [
     "MASKS_OFF",
@@ -27,6 +27,7 @@ __all__ = [
     "Owner",
     "Phase",
     "Report",
+    "Role",
     "Seconds",
     "SystemScores",
     "Versions",
@@ -36,6 +37,7 @@ __all__ = [
 
 MASKS_OFF = "masks off: simulation; the server saw each contribution"
 
+Role: TypeAlias = Literal["chosen", "comparison"]
 Kind: TypeAlias = Literal["own", "merged", "simulation-only"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Duration: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -60,11 +62,23 @@ class Method(BaseModel):
 
     model_config = _STRICT
     id: str = Field(description="what `phases`, `layers`, `bytes_sent` and `scores` call it")
-    role: Literal["chosen", "comparison"] = Field(
-        description="chosen: its model is the result; comparison: shown beside it"
-    )
-    options: AnyMethod = Field(description="the method's name with all its options")
+    role: Role = Field(description="chosen: its model is the result; comparison: shown beside it")
+    options: dict[str, JsonValue] = Field(description="the method's name with all its options")
     plan_sha256: Sha256 = Field(description="SHA-256 of the plan's canonical bytes")
+
+    @classmethod
+    def of(
+        cls,
+        method_id: str,
+        role: Role,
+        method: AnyMethod,
+        plan_sha256: str,
+    ) -> "Method":
+        """The method with its options as they stand in the plan."""
+        # As plain values: a new option of a method is no new version of this schema.
+        return cls(
+            id=method_id, role=role, options=method.model_dump(mode="json"), plan_sha256=plan_sha256
+        )
 
 
 class Job(BaseModel):
@@ -256,4 +270,5 @@ def write_report(report: Report, path: Path) -> None:
     The same report gives the same bytes.   Raises ResourceMissing if it cannot be written.
     """
     text = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, text.encode())
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

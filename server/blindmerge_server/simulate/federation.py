@@ -106,16 +106,16 @@ def _model_folder(value: object, info: ValidationInfo) -> Path:
 
 def _path(value: object, info: ValidationInfo) -> Path:
     """An absolute path, or a relative one that begins with `embedded:`."""
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value:
+    text = str(value) if isinstance(value, Path) else value
+    if not isinstance(text, str) or not text:
         raise ValueError(f"{shown(value)} is not a path in quotes")
-    if value.startswith(EMBEDDED):
-        inside = PurePosixPath(value.removeprefix(EMBEDDED))
-        if inside.is_absolute() or ".." in inside.parts or not inside.parts or "\\" in value:
-            raise ValueError(f"{shown(value)} leaves the embedded folder; name something in it")
+    if text.startswith(EMBEDDED):
+        inside = PurePosixPath(text.removeprefix(EMBEDDED))
+        if inside.is_absolute() or ".." in inside.parts or not inside.parts or "\\" in text:
+            raise ValueError(f"{shown(text)} leaves the embedded folder; name something in it")
         return Path(f"{EMBEDDED}{inside}")
-    return Path(os.path.abspath(info.context["folder"] / value)) if info.context else Path(value)
+    folder = info.context["folder"] if info.context else Path()
+    return Path(os.path.abspath(folder / text))
 
 
 def _check_data(path: Path) -> None:

@@ -151,7 +151,7 @@ def _must_be(what: str) -> Callable[[object, Mapping[str, Any]], str]:
 
 
 def _bound(word: str, key: str) -> Callable[[object, Mapping[str, Any]], str]:
-    return lambda given, context: f"{shown(given)} is out of range; {word} {context[key]:g}"
+    return lambda given, context: f"{shown(given)} is out of range; {word} {context[key]:.10g}"
 
 
 _PHRASES: Mapping[str, Callable[[object, Mapping[str, Any]], str]] = {

@@ -1,0 +1,293 @@
+"""The base checkpoint of a job, and an owner's model fine-tuned from it.
+
+Fine-tuning is transformers' Trainer with AdamW, a linear schedule and batches of about equal
+length, in bfloat16 where the processor computes in it. The same inputs on the same machine
+with as many threads give the same model.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+)
+
+from blindmerge import canonical
+from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.errors import CheckpointInvalid, DataInvalid
+from blindmerge.files import replacing
+from blindmerge.manifest import ARCHITECTURES
+from blindmerge_client.batches import pad, tokenize
+from blindmerge_client.data import Examples
+from blindmerge_client.models import (
+    check_max_length,
+    load_encoder,
+    load_model,
+    load_tokenizer,
+    quiet,
+)
+
+__all__ = ["TrainingOptions", "cached_finetune", "finetune", "finetune_key", "prepare_base"]
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the steps done and the steps in all."""
+
+
+class TrainingOptions(BaseModel):
+    """How an owner fine-tunes the base."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="how often every text is seen"
+    )
+    # Strict pydantic takes an int for a float, though not a bool: `learning_rate = 1` is TOML's 1.
+    learning_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=1e-4, description="the highest learning rate, reached after the warm-up"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=32, description="texts per step"
+    )
+    max_length: Annotated[int, Field(ge=4, le=65536)] = Field(
+        default=64, description="tokens after which a text is cut, special tokens included"
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.1, description="part of the steps in which the learning rate rises"
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.01, description="AdamW's weight decay; biases and LayerNorms have none"
+    )
+    rows: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="only the first so many texts are used; leave out for all"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="of the order of the texts and of dropout"
+    )
+
+
+def prepare_base(source: Path, labels: Sequence[str], seed: int, out: Path) -> None:
+    """Writes the checkpoint that all owners of a job start from: `source` with a head.
+
+    source: a pre-trained encoder, which gets a new head for `labels`, initialised from `seed`;
+    or a sequence classifier with just these labels in this order, whose numbers are kept.
+    The result is float32; `out` is whole or absent.
+    Raises CheckpointInvalid, with a hint, if `source` cannot serve.
+    """
+    config = _read_config(source)
+    tokenizer = load_tokenizer(source)
+    if _classifier_of(source, config) in (config.get("architectures") or ()):
+        _check_labels(source, labels)
+        model = load_model(source)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = load_encoder(source, labels)
+    if len(tokenizer) > model.config.vocab_size:
+        raise CheckpointInvalid(
+            f"the tokenizer in '{source}' has {len(tokenizer)} tokens, "
+            f"its model only {model.config.vocab_size}"
+        )
+    with replacing(out) as temporary:
+        _save(model, tokenizer, temporary)
+
+
+def finetune(
+    base: Path,
+    examples: Examples,
+    options: TrainingOptions,
+    out: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the base, fine-tuned on the examples, into the new folder `out`, whole or absent.
+
+    Raises CheckpointInvalid if the base cannot be read or the result cannot be merged with
+    it, NotFinite if the training diverged, ConfigInvalid if max_length is more than the model
+    takes, DataInvalid if a label is not one of the model's, ResourceMissing if the disk is full.
+    """
+    checkpoint = Checkpoint(base)
+    check_max_length(base, options.max_length)
+    examples = _used(examples, options)
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    labels = len(checkpoint.labels)
+    if not examples or not set(examples.labels) <= set(range(labels)):
+        raise DataInvalid(f"the examples do not fit the {labels} labels of '{base}'")
+    rows = tokenize(tokenizer, examples.texts, options.max_length)
+    dataset = [row | {"labels": label} for row, label in zip(rows, examples.labels, strict=True)]
+    with replacing(out) as temporary, _own_randomness(), quiet():
+        trainer = Trainer(
+            model=model,
+            args=_arguments(options, temporary),
+            train_dataset=dataset,
+            data_collator=lambda batch: _collate(tokenizer, batch),
+            callbacks=[_Report(progress)] if progress else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        _save(model, tokenizer, temporary)
+        check_fine_tuned(Checkpoint(temporary), checkpoint)
+
+
+def finetune_key(base_sha256: str, examples: Examples, options: TrainingOptions) -> str:
+    """Hash of all that decides the result of `finetune`, save the machine's arithmetic.
+
+    base_sha256: of the base (`Checkpoint.sha256`).
+    """
+    content = {
+        "base": base_sha256,
+        "examples": _used(examples, options).sha256,
+        "options": options.model_dump(exclude={"rows"}),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "device": _device(),
+        "bfloat16": _has_bfloat16(),
+    }
+    return hashlib.sha256(canonical.encode(content)).hexdigest()
+
+
+def cached_finetune(
+    cache: Path,
+    base: Path,
+    base_sha256: str,
+    examples: Examples,
+    options: TrainingOptions,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder `cache/<key>` with the fine-tuned model, trained only if it is not there.
+
+    Of two processes that train the same model at once the first to end leaves its folder,
+    and both use that. Errors: see `finetune`.
+    """
+    out = cache / finetune_key(base_sha256, examples, options)
+    if not out.is_dir():
+        try:
+            finetune(base, examples, options, out, progress)
+        except OSError:
+            # The other process put its folder there just before ours was to be renamed.
+            if not out.is_dir():
+                raise
+    return out
+
+
+class _Report(TrainerCallback):
+    """Passes every step on to a Progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._progress(state.global_step, state.max_steps)
+
+
+def _used(examples: Examples, options: TrainingOptions) -> Examples:
+    return examples if options.rows is None else examples.first(options.rows)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _has_bfloat16() -> bool:
+    """Whether the device multiplies matrices in bfloat16; emulated, it would be slower."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
+    on_gpu = _device() == "cuda"
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.batch_size,
+        warmup_steps=options.warmup,  # a part of the steps, as it is less than 1
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        train_sampling_strategy="group_by_length",
+        bf16=_has_bfloat16(),
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _collate(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Mapping[str, Any]]
+) -> dict[str, torch.Tensor]:
+    rows = [{key: row[key] for key in row if key != "labels"} for row in batch]
+    return pad(tokenizer, rows) | {"labels": torch.tensor([row["labels"] for row in batch])}
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Leaves the global random states, which Trainer seeds, as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    hint = "give a folder written by transformers' `save_pretrained`"
+    if not source.is_dir():
+        raise CheckpointInvalid(f"there is no folder '{source}'", hint=hint)
+    try:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointInvalid(f"'{source}' has no config.json", hint=hint) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointInvalid(f"'{source / 'config.json'}' cannot be read", hint=hint) from error
+    if not isinstance(config, dict):
+        raise CheckpointInvalid(f"'{source / 'config.json'}' is not a JSON object", hint=hint)
+    return config
+
+
+def _classifier_of(source: Path, config: Mapping[str, Any]) -> str:
+    model_type = str(config.get("model_type"))
+    architecture = CLASSIFIERS.get(model_type)
+    if architecture not in ARCHITECTURES:
+        known = sorted(kind for kind in CLASSIFIERS if CLASSIFIERS[kind] in ARCHITECTURES)
+        raise CheckpointInvalid(
+            f"'{source}' is a model of type '{model_type}', for which there are no merge rules",
+            hint=f"supported types: {', '.join(known)}",
+        )
+    return str(architecture)
+
+
+def _check_labels(source: Path, labels: Sequence[str]) -> None:
+    found = Checkpoint(source).labels
+    if found != tuple(labels):
+        raise CheckpointInvalid(
+            f"'{source}' has a head for the labels {list(found)}, the job has {list(labels)}",
+            hint="the order counts; for a new head, give the encoder without one",
+        )

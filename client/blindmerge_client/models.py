@@ -1,0 +1,134 @@
+"""Loading models and tokenizers from folders: offline, from safetensors, without chatter."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.errors import CheckpointInvalid, ConfigInvalid
+from blindmerge.manifest import describe
+
+__all__ = ["check_max_length", "load_encoder", "load_model", "load_tokenizer", "quiet"]
+
+# One of these sets of files makes a tokenizer; transformers would invent one without them.
+_TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides transformers' progress bars and warnings, but not its errors."""
+    log: Any = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def load_model(path: Path) -> PreTrainedModel:
+    """The sequence classifier in a checkpoint folder, in float32 and evaluation mode.
+
+    Raises CheckpointInvalid if it cannot be read or lacks a tensor.
+    """
+    Checkpoint(path)  # first, for its clearer errors
+    model, missing = _load(path, {})
+    _check_none_missing(path, missing)
+    return model
+
+
+def load_encoder(path: Path, labels: Sequence[str]) -> PreTrainedModel:
+    """The encoder in a checkpoint folder with a new head for `labels`, in float32.
+
+    The head comes from torch's global random state: seed it before.
+    Raises CheckpointInvalid if it cannot be read or lacks a tensor of the encoder.
+    """
+    names = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+    model, missing = _load(path, names)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # Encoders come with or without a pooler, which is part of the head here.
+    head = describe(type(model).__name__, shapes).blocks[-1]
+    _check_none_missing(path, missing - head.shapes.keys())
+    return model
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a checkpoint folder. Raises CheckpointInvalid if there is none."""
+    if not any(all((path / file).is_file() for file in files) for files in _TOKENIZERS):
+        raise CheckpointInvalid(
+            f"'{path}' has no tokenizer",
+            hint="save it there with `tokenizer.save_pretrained`; tokenizer.json is enough",
+        )
+    kind: Any = AutoTokenizer
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointInvalid(
+            f"the tokenizer in '{path}' cannot be read: {_first_line(error)}"
+        ) from error
+    if tokenizer.pad_token is None:
+        raise CheckpointInvalid(
+            f"the tokenizer in '{path}' has no padding token", hint="texts of a batch need one"
+        )
+    return tokenizer
+
+
+def check_max_length(path: Path, max_length: int) -> None:
+    """Raises ConfigInvalid if the checkpoint has fewer positions than max_length tokens."""
+    config = Checkpoint(path).config
+    positions = config.get("max_position_embeddings", max_length)
+    if config.get("model_type") == "roberta":
+        positions -= config.get("pad_token_id", 1) + 1  # its positions count from there
+    if max_length > positions:
+        raise ConfigInvalid(
+            f"max_length is {max_length}, but '{path}' takes at most {positions} tokens",
+            hint=f"set max_length to {positions} or less",
+        )
+
+
+def _load(path: Path, config: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of its tensors that the folder does not have."""
+    kind: Any = AutoModelForSequenceClassification
+    try:
+        with quiet():
+            model, loading = kind.from_pretrained(
+                path,
+                local_files_only=True,
+                use_safetensors=True,  # a pickle could run code
+                dtype=torch.float32,
+                output_loading_info=True,
+                **config,
+            )
+    except Exception as error:  # from OSError to SafetensorError, with no common base
+        raise CheckpointInvalid(
+            f"transformers cannot load '{path}': {_first_line(error)}",
+            hint="save it again with `save_pretrained`; pickles are not read",
+        ) from error
+    return model.eval(), set(loading["missing_keys"])
+
+
+def _check_none_missing(path: Path, missing: set[str]) -> None:
+    if missing:
+        raise CheckpointInvalid(f"'{path}' lacks {len(missing)} tensors, one is '{min(missing)}'")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,99 @@
+"""What a model predicts for texts, and how good that is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from blindmerge.errors import DataInvalid
+from blindmerge.statistic import Array
+from blindmerge_client.batches import batches
+from blindmerge_client.models import check_max_length, load_model, load_tokenizer
+
+__all__ = ["Scores", "ensemble", "predict", "predict_with", "score", "softmax"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How good predictions are.
+
+    accuracy: part of the texts with the right label.
+    macro_f1: unweighted mean of F1 over the labels that occur in the gold labels; a label
+        that is only predicted has no F1 of its own, and lowers those of others.
+    examples: how many texts.
+    """
+
+    accuracy: float
+    macro_f1: float
+    examples: int
+
+
+def predict(checkpoint: Path, texts: Sequence[str], max_length: int, batch_size: int = 64) -> Array:
+    """The logits of a checkpoint, [texts, labels], in the order of the texts.
+
+    max_length: tokens after which a text is cut. Computed in float32.
+    Raises CheckpointInvalid, or ConfigInvalid if max_length is more than the model takes.
+    """
+    check_max_length(checkpoint, max_length)
+    model: nn.Module = load_model(checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return predict_with(model, load_tokenizer(checkpoint), texts, max_length, batch_size)
+
+
+def predict_with(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int,
+    batch_size: int = 64,
+) -> Array:
+    """The same with a model in memory, which is put into evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    indices: list[int] = []
+    logits: list[Array] = []
+    with torch.inference_mode():
+        for batch in batches(tokenizer, texts, max_length, batch_size):
+            inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+            indices += batch.indices
+            logits.append(model(**inputs).logits.double().cpu().numpy())
+    return np.concatenate(logits)[np.argsort(indices)]
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities [texts, labels]; rows add up to 1."""
+    # The largest logit becomes 0, so that exp does not overflow.
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def ensemble(logits: Sequence[Array]) -> Array:
+    """Mean of the models' probabilities, [texts, labels].   logits: one array per model."""
+    return np.asarray(np.mean([softmax(each) for each in logits], axis=0))
+
+
+def score(predictions: Array, labels: Sequence[int]) -> Scores:
+    """Compares the label with the highest logit or probability with the right one.
+
+    predictions: [texts, labels].   labels: the right label of each text.
+    Raises DataInvalid if there are no texts or their numbers differ.
+    """
+    gold = np.asarray(labels)
+    if len(gold) == 0 or len(gold) != len(predictions):
+        raise DataInvalid(f"{len(predictions)} predictions cannot be scored on {len(gold)} labels")
+    predicted = predictions.argmax(axis=1)
+    return Scores(
+        accuracy=float(np.mean(predicted == gold)),
+        macro_f1=float(np.mean([_f1(predicted == label, gold == label) for label in set(labels)])),
+        examples=len(gold),
+    )
+
+
+def _f1(predicted: npt.NDArray[np.bool_], gold: npt.NDArray[np.bool_]) -> float:
+    """2 TP / (2 TP + FP + FN), whose denominator is |predicted| + |gold|; gold is not empty."""
+    return float(2 * np.sum(predicted & gold) / (np.sum(predicted) + np.sum(gold)))

@@ -83,7 +83,12 @@ def _job() -> Job:
         examples=1000,
         max_length=64,
         methods=tuple(
-            Method.of(name, "comparison" if index else "chosen", method, f"{index}" * 64)
+            Method(
+                id=name,
+                role="comparison" if index else "chosen",
+                options=method.model_dump(mode="json"),
+                plan_sha256=f"{index}" * 64,
+            )
             for index, (name, method) in enumerate(METHODS.items())
         ),
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from blindmerge.files import replacing
-from blindmerge.merge import AnyMethod, LayerReport
+from blindmerge.merge import LayerReport
 
 __all__ = [
     "MASKS_OFF",
@@ -27,7 +27,6 @@ __all__ = [
     "Owner",
     "Phase",
     "Report",
-    "Role",
     "Seconds",
     "SystemScores",
     "Versions",
@@ -37,7 +36,6 @@ __all__ = [
 
 MASKS_OFF = "masks off: simulation; the server saw each contribution"
 
-Role: TypeAlias = Literal["chosen", "comparison"]
 Kind: TypeAlias = Literal["own", "merged", "simulation-only"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Duration: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -62,23 +60,12 @@ class Method(BaseModel):
 
     model_config = _STRICT
     id: str = Field(description="what `phases`, `layers`, `bytes_sent` and `scores` call it")
-    role: Role = Field(description="chosen: its model is the result; comparison: shown beside it")
+    role: Literal["chosen", "comparison"] = Field(
+        description="chosen: its model is the result; comparison: shown beside it"
+    )
+    # Not `AnyMethod`: a new option of a method is no new version of this schema.
     options: dict[str, JsonValue] = Field(description="the method's name with all its options")
     plan_sha256: Sha256 = Field(description="SHA-256 of the plan's canonical bytes")
-
-    @classmethod
-    def of(
-        cls,
-        method_id: str,
-        role: Role,
-        method: AnyMethod,
-        plan_sha256: str,
-    ) -> "Method":
-        """The method with its options as they stand in the plan."""
-        # As plain values: a new option of a method is no new version of this schema.
-        return cls(
-            id=method_id, role=role, options=method.model_dump(mode="json"), plan_sha256=plan_sha256
-        )
 
 
 class Job(BaseModel):

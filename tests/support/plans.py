@@ -1,0 +1,23 @@
+"""A plan to start from."""
+
+from typing import Any
+
+from blindmerge.manifest import describe
+from blindmerge.plan import Plan
+from support.evidence import bert_shapes
+
+__all__ = ["make_plan"]
+
+
+def make_plan(**changes: Any) -> Plan:
+    """A plan for a small BERT with three labels, with some fields changed."""
+    fields: dict[str, Any] = {
+        "job": "job-1",
+        "base": "0123456789abcdef" * 4,
+        "manifest": describe("BertForSequenceClassification", bert_shapes()),
+        "labels": ("no", "yes", "maybe"),
+        "method": {"name": "regmean"},
+        "examples": 1000,
+        "max_length": 128,
+    }
+    return Plan.model_validate(fields | changes)

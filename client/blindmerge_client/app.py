@@ -3,10 +3,10 @@
 It decides nothing and holds nothing. Requests and replies:
 
     train       request {plan, phase}, the merged tensors of the phase before (if there is one)
-                -> reply {owner}, the statistic of the phase
+                -> the statistic of the phase
     evaluate    request {plan, phase: the last}, its merged tensors
-                -> reply {owner}, the scores that the owner publishes
-    either      -> refusal {owner, kind, reason}
+                -> the scores that the owner publishes
+    either      -> refusal {kind, reason}
 
 A refusal tells the server no more than its kind, and the reason if the server itself is at
 fault: messages about an owner's files are for the owner's own log.
@@ -33,10 +33,6 @@ _log = logging.getLogger("blindmerge.client")
 class OwnerLike(Protocol):
     """What the courier asks of an owner."""
 
-    @property
-    def name(self) -> str:
-        """The owner's name in the roster."""
-
     def contribute(self, plan: Plan, phase: int) -> Statistic:
         """The owner's statistic for a phase."""
 
@@ -53,11 +49,11 @@ def courier(owner_of: Callable[[Context], OwnerLike]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _answer(message, owner_of(context), _contribution)
+        return _answer(message, lambda: owner_of(context), _contribution)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, owner_of(context), _evaluation)
+        return _answer(message, lambda: owner_of(context), _evaluation)
 
     return app
 
@@ -77,20 +73,18 @@ def _evaluation(owner: OwnerLike, plan: Plan, phase: int, merged: Tensors) -> Re
 
 def _answer(
     message: Message,
-    owner: OwnerLike,
+    find_owner: Callable[[], OwnerLike],
     handle: Callable[[OwnerLike, Plan, int, Tensors], RecordDict],
 ) -> Message:
     try:
-        plan, phase, merged = _read(message)
-        content = handle(owner, plan, phase, merged)
-        content["reply"] = ConfigRecord({"owner": owner.name})
+        content = handle(find_owner(), *_read(message))
     except Exception as error:
         # Everything: Flower would send the text of an unknown exception to the server.
-        content = RecordDict({"refusal": _refusal(owner.name, error)})
+        content = RecordDict({"refusal": _refusal(error)})
     return Message(content, reply_to=message)
 
 
-def _refusal(owner: str, error: Exception) -> ConfigRecord:
+def _refusal(error: Exception) -> ConfigRecord:
     if isinstance(error, BlindmergeError):
         kind = type(error).__name__
         _log.error("%s: %s %s", kind, error.message, error.hint)
@@ -98,7 +92,7 @@ def _refusal(owner: str, error: Exception) -> ConfigRecord:
         kind = "InternalError"
         _log.error("unexpected error", exc_info=error)
     reason = str(error) if isinstance(error, PeerInvalid) else "see the owner's log"
-    return ConfigRecord({"owner": owner, "kind": kind, "reason": reason})
+    return ConfigRecord({"kind": kind, "reason": reason})
 
 
 def _read(message: Message) -> tuple[Plan, int, Tensors]:

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_fine_tuned
 from blindmerge.errors import DataInvalid, PeerInvalid
 from blindmerge.manifest import Block
-from blindmerge.merge import BlockEvidence, Evidence, Fisher
+from blindmerge.merge import BlockEvidence, Evidence, Fisher, GramEvidence
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array, Statistic
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.collect.gram import collect_grams
 from blindmerge_client.collect.runner import BlockRunner
+from blindmerge_client.models import load_model, load_tokenizer
 
 __all__ = ["Session"]
 
@@ -67,19 +68,18 @@ class Session:
 
         Raises PeerInvalid if the plan has no such phase. Asking again gives the same answer.
         """
+        return self.plan.method.contribution(self._block(phase), self.evidence(phase))
+
+    def evidence(self, phase: int) -> BlockEvidence:
+        """All that the plan's method needs to know of a phase's block. It stays here."""
         block = self._block(phase)
-        evidence = BlockEvidence(
+        return BlockEvidence(
             base=self._base.read(block.shapes),
             own=self._own.read(block.shapes),
             tokens=sum(int(batch.inputs["attention_mask"].sum()) for batch in self._batches),
-            grams=(
-                collect_grams(self._model, self._runner, block)
-                if Evidence.GRAM in self.plan.method.needs
-                else {}
-            ),
+            grams=self._grams(block),
             fishers=self._fishers(block),
         )
-        return self.plan.method.contribution(block, evidence)
 
     def receive(self, phase: int, merged: Tensors) -> None:
         """Keeps the merged tensors of a phase.
@@ -101,10 +101,7 @@ class Session:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            self._own.path, local_files_only=True
-        )
-        return model.float()
+        return load_model(self._own.path)
 
     @cached_property
     def _batches(self) -> list[Batch]:
@@ -112,13 +109,18 @@ class Session:
 
     def _batched(self, texts: Sequence[str], size: int) -> list[Batch]:
         # The base's tokenizer, whose hash the plan binds; an owner's copy might differ.
-        tokenizer = AutoTokenizer.from_pretrained(self._base.path, local_files_only=True)
+        tokenizer = load_tokenizer(self._base.path)
         return batches(tokenizer, texts, self.plan.max_length, size)
 
     @cached_property
     def _runner(self) -> BlockRunner:
         modules = [block.module for block in self.plan.phases if block.module]
         return BlockRunner(self._model, modules, self._batches, self._folder / "states")
+
+    def _grams(self, block: Block) -> dict[str, GramEvidence]:
+        if Evidence.GRAM not in self.plan.method.needs:
+            return {}
+        return collect_grams(self._model, self._runner, block)
 
     def _fishers(self, block: Block) -> dict[str, Array]:
         method = self.plan.method

@@ -1,0 +1,121 @@
+"""The command `blindmerge`: errors, exit codes, and where the commands are.
+
+Each side registers its own commands; their heavy imports wait until a command runs.
+"""
+
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.errors import BlindmergeError, Interrupted
+from blindmerge.manifest import Manifest
+
+__all__ = ["app", "main"]
+
+# The sides that have commands: modules with a function `register(app)`. They are named, not
+# imported, since this package must not depend on them.
+_SIDES = ("blindmerge_server.cli",)
+
+# Set before torch, tokenizers, Ray or Flower are loaded. Nothing may wait for the internet, and
+# two threads that spin for each other are slow on a busy machine.
+_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+app = typer.Typer(
+    name="blindmerge",
+    help="Merge fine-tuned models of organisations that may not pool their data. "
+    "The server learns only sums.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Merge fine-tuned models of organisations that may not pool their data."""
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Folder of a transformers checkpoint.")],
+) -> None:
+    """Print how each tensor of a MODEL would be merged."""
+    checkpoint = Checkpoint(model)
+    manifest = checkpoint.manifest
+    console = Console(highlight=False)
+    console.print(_rules(manifest))
+    numbers = sum(_size(shape) for shape in manifest.shapes.values())
+    console.print(
+        f"{manifest.architecture}: {len(manifest.shapes)} tensors, {numbers:,} numbers, "
+        f"{len(manifest.blocks)} phases\ncontent hash {checkpoint.sha256}"
+    )
+
+
+def _rules(manifest: Manifest) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape", justify="right")
+    table.add_column("rule")
+    for block in manifest.blocks:
+        table.add_row(f"[bold]{block.name}[/]", "", "")
+        for mean in block.means:
+            table.add_row(f"  {mean.name}", _shape(mean.shape), "average")
+        for group in block.groups:
+            rule = f"Gram {group.width}, {group.rows}"
+            for layer in group.layers:
+                for name in layer.tensors:
+                    table.add_row(f"  {name}", _shape(manifest.shapes[name]), rule)
+                    rule = "  same"
+    return table
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for width in shape:
+        size *= width
+    return size
+
+
+def main() -> NoReturn:
+    """The entry point: runs a command, explains an error, exits with its code."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for side in _SIDES:
+        import_module(side).register(app)
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(Interrupted("stopped"))
+    except BlindmergeError as error:
+        _fail(error)
+    sys.exit(0)
+
+
+def _fail(error: BlindmergeError) -> NoReturn:
+    print(f"blindmerge: error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"blindmerge: hint: {error.hint}", file=sys.stderr)
+    sys.exit(error.exit_code)

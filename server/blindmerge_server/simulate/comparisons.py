@@ -1,0 +1,125 @@
+"""The systems of a report: own and merged models, and what only a simulation can make.
+
+A simulation has every model and all texts in one place, so it can show the ensemble of all own
+models and a multi-task model trained on the pooled data: the systems that Jin et al. (2023)
+compare with. An organisation of a real federation can make neither.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from blindmerge.statistic import Array
+from blindmerge_client.data import Examples
+from blindmerge_client.finetune import cached_finetune
+from blindmerge_client.predict import ensemble, predict, score
+from blindmerge_server.report.schema import DataScore, Kind, SystemScores
+from blindmerge_server.report.wording import name_of
+from blindmerge_server.simulate.setting import Setting
+from blindmerge_server.strategy import JobRecord
+
+__all__ = ["multi_task", "systems"]
+
+
+def multi_task(
+    setting: Setting, owners: Sequence[str], progress: Callable[[int, int], None]
+) -> Path:
+    """The base, fine-tuned on the training texts of all `owners` together."""
+    rows = setting.federation.training.rows
+    trained = [setting.splits[owner].train for owner in owners]
+    parts = [train if rows is None else train.first(rows) for train in trained]
+    pooled = Examples(
+        texts=tuple(text for part in parts for text in part.texts),
+        labels=tuple(label for part in parts for label in part.labels),
+    )
+    options = setting.federation.training.model_copy(update={"rows": None})
+    return cached_finetune(
+        setting.cache / "models",
+        setting.base.path,
+        setting.base.sha256,
+        pooled,
+        options,
+        progress,
+    )
+
+
+def systems(
+    setting: Setting,
+    own: Mapping[str, Path],
+    merged: Mapping[str, Path],
+    jobs: Mapping[str, JobRecord],
+    pooled: Path,
+    step: Callable[[int, int], None],
+) -> tuple[SystemScores, ...]:
+    """Every system, scored on the test data of every owner in `own`.
+
+    own: checkpoint by owner.   merged: checkpoint by method.   jobs: the scores of the merged
+    models that owners measured themselves; what an owner did not, is measured here.
+    step: called with how many models have been applied, and how many there are.
+    """
+    tests = {owner: setting.splits[owner].test for owner in own}
+    logits: dict[str, dict[str, Array]] = {}
+    for number, (owner, checkpoint) in enumerate(own.items()):
+        step(number, len(own) + 1)
+        logits[owner] = _apply(setting, checkpoint, tests)
+    step(len(own), len(own) + 1)
+    of_pooled = _apply(setting, pooled, tests)
+    rows = [_scored(f"own:{owner}", "own", logits[owner], tests) for owner in own]
+    rows.append(_scored("own", "own", {owner: logits[owner][owner] for owner in own}, tests))
+    for method, checkpoint in merged.items():
+        rows.append(_merged(setting, method, checkpoint, jobs[method], tests))
+    together = {data: ensemble([logits[owner][data] for owner in own]) for data in tests}
+    rows.append(_scored("ensemble", "simulation-only", together, tests))
+    rows.append(_scored("multi-task", "simulation-only", of_pooled, tests))
+    step(len(own) + 1, len(own) + 1)
+    return tuple(rows)
+
+
+def _apply(setting: Setting, checkpoint: Path, tests: Mapping[str, Examples]) -> dict[str, Array]:
+    """Logits by test set, from one load of the model."""
+    texts = [text for test in tests.values() for text in test.texts]
+    logits = predict(checkpoint, texts, setting.federation.training.max_length)
+    found, start = {}, 0
+    for owner, test in tests.items():
+        found[owner] = logits[start : start + len(test)]
+        start += len(test)
+    return found
+
+
+def _scored(
+    system: str, kind: Kind, predictions: Mapping[str, Array], tests: Mapping[str, Examples]
+) -> SystemScores:
+    scores = [_score(owner, predictions[owner], test) for owner, test in tests.items()]
+    return SystemScores.of(system, kind, name_of(system), scores)
+
+
+def _score(owner: str, predictions: Array, test: Examples) -> DataScore:
+    found = score(predictions, test.labels)
+    return DataScore(
+        data=owner, accuracy=found.accuracy, macro_f1=found.macro_f1, examples=found.examples
+    )
+
+
+def _merged(
+    setting: Setting,
+    method: str,
+    checkpoint: Path,
+    job: JobRecord,
+    tests: Mapping[str, Examples],
+) -> SystemScores:
+    unscored = {owner: test for owner, test in tests.items() if owner not in job.scores}
+    here = _apply(setting, checkpoint, unscored) if unscored else {}
+    scores = []
+    for owner, test in tests.items():
+        if owner in here:
+            scores.append(_score(owner, here[owner], test))
+        else:
+            sent = job.scores[owner]
+            scores.append(
+                DataScore(
+                    data=owner,
+                    accuracy=sent["accuracy"],
+                    macro_f1=sent["macro_f1"],
+                    examples=round(sent["examples"]),
+                )
+            )
+    return SystemScores.of(method, "merged", name_of(method), scores)

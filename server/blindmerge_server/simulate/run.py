@@ -1,0 +1,97 @@
+"""The simulation from end to end: setting, Flower run, comparisons, report."""
+
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from blindmerge.errors import ConfigInvalid
+from blindmerge_server.report.plots import plot_matrix, plot_scores
+from blindmerge_server.report.schema import Report, Seconds, write_report
+from blindmerge_server.simulate.apps import run_in_flower
+from blindmerge_server.simulate.comparisons import multi_task, systems
+from blindmerge_server.simulate.federation import Federation
+from blindmerge_server.simulate.record import FILES, make_report
+from blindmerge_server.simulate.setting import read_setting
+from blindmerge_server.simulate.watch import Watch
+
+__all__ = ["check_out", "simulate"]
+
+
+def simulate(federation: Federation, out: Path, cache: Path, watch: Watch) -> Report:
+    """Runs the federation and writes the files of FILES into `out`.
+
+    cache: folder for what outlives the run (fetched material, fine-tuned models).
+    Raises the errors of the tree in `blindmerge.errors`; `out` is then as it was before.
+    """
+    check_out(out)
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=_made(cache)) as folder:
+        work = Path(folder)
+        setting = read_setting(federation, cache, work, watch.say)
+        fetch_s = time.monotonic() - began_s
+        merged = {name: work / "merged" / name for name in setting.plans}
+        run = run_in_flower(setting, merged, watch)
+        owners = [pupil.name for pupil in setting.pupils if pupil.name not in run.missing]
+        own = {p.name: p.fine_tuned() for p in setting.pupils if p.name in owners}
+        started_s = time.monotonic()
+        pooled = multi_task(setting, owners, partial(watch.step, "fine-tune: multi-task"))
+        comparisons_s = time.monotonic() - started_s
+        started_s = time.monotonic()
+        scores = systems(
+            setting, own, merged, run.jobs, pooled, partial(watch.step, "apply models to test data")
+        )
+        evaluate_s = time.monotonic() - started_s
+        seconds = Seconds(
+            fetch=fetch_s,
+            fine_tune=run.fine_tune_s,
+            methods=run.method_s,
+            comparisons=comparisons_s,
+            evaluate=evaluate_s,
+            total=time.monotonic() - began_s,
+        )
+        report = make_report(setting, run, scores, seconds)
+        _write(report, merged[next(iter(setting.plans))], out)
+    return report
+
+
+def check_out(out: Path) -> None:
+    """Raises ConfigInvalid if `out` holds something else than an earlier run's files."""
+    if out.is_dir():
+        odd = sorted(path.name for path in out.iterdir() if path.name not in FILES.values())
+        if odd:
+            raise ConfigInvalid(
+                f"the folder '{out}' holds other files, e.g. '{odd[0]}'",
+                hint="choose a new folder with --out",
+            )
+    elif out.exists():
+        raise ConfigInvalid(f"'{out}' is not a folder", hint="choose a folder with --out")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(report: Report, merged: Path, out: Path) -> None:
+    """Everything is made beside `out` first, so that a crash leaves no half of a result."""
+    _made(out)
+    staged = out.parent / f".{out.name}.new"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        shutil.copytree(merged, staged / FILES["merged model"])
+        plot_scores(report, staged / FILES["scores per method"])
+        plot_matrix(report, staged / FILES["who does well on whose data"])
+        write_report(report, staged / FILES["report"])
+        for name in FILES.values():
+            with suppress(FileNotFoundError):
+                _remove(out / name)
+            (staged / name).rename(out / name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

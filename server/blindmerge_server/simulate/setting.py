@@ -1,0 +1,149 @@
+"""What a simulation needs before anything is trained: texts, base model, plans.
+
+Whatever is wrong with files and models is found here, before any work.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from blindmerge import canonical
+from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.errors import BlindmergeError
+from blindmerge.plan import Plan
+from blindmerge_client.data import Examples, read_examples
+from blindmerge_client.finetune import TrainingOptions, cached_finetune, prepare_base
+from blindmerge_client.models import check_max_length
+from blindmerge_server.simulate.federation import Federation, Owner
+
+__all__ = ["Pupil", "Setting", "Splits", "read_setting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """An owner's texts."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """An owner that has to be fine-tuned, or was: all that a worker process must know.
+
+    checkpoint: fine-tuned already; None takes it from the cache or trains it.
+    """
+
+    name: str
+    base: Path
+    base_sha256: str
+    train: Path
+    test: Path
+    labels: tuple[str, ...]
+    training: TrainingOptions
+    checkpoint: Path | None
+    cache: Path
+    folder: Path
+
+    def fine_tuned(self, progress: Callable[[int, int], None] | None = None) -> Path:
+        """The folder of the owner's own model (errors: see `finetune`)."""
+        if self.checkpoint is not None:
+            return self.checkpoint
+        return cached_finetune(
+            self.cache, self.base, self.base_sha256, self.examples(), self.training, progress
+        )
+
+    def examples(self) -> Examples:
+        """The training examples."""
+        return read_examples(self.train, self.labels)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A federation with everything in its place.
+
+    base: the prepared checkpoint that all owners start from.   plans: by id of the method.
+    cache: what outlives the run; work: what does not.
+    """
+
+    federation: Federation
+    base: Checkpoint
+    splits: dict[str, Splits]
+    pupils: tuple[Pupil, ...]
+    plans: dict[str, Plan]
+    cache: Path
+    work: Path
+
+
+def read_setting(
+    federation: Federation, cache: Path, work: Path, say: Callable[[str], None]
+) -> Setting:
+    """Fetches what is embedded, reads all texts, prepares the base, checks every checkpoint.
+
+    Raises the errors of what it does: ConfigInvalid, DataInvalid, CheckpointInvalid,
+    ResourceMissing.
+    """
+    if federation.needs_embedded:
+        from blindmerge_server.simulate.embedded import embedded_folder
+        federation = federation.resolve(embedded_folder(cache, say))
+    labels = federation.job.labels
+    splits = {
+        owner.name: Splits(
+            *(read_examples(path, labels) for path in (owner.train, owner.validation, owner.test))
+        )
+        for owner in federation.owners
+    }
+    base = _prepared(federation, cache)
+    check_max_length(base.path, federation.training.max_length)
+    manifest = base.manifest
+    plans = {
+        name: Plan(
+            job=federation.job.name,
+            base=base.sha256,
+            manifest=manifest,
+            labels=labels,
+            method=method,
+            examples=federation.job.examples,
+            max_length=federation.training.max_length,
+        )
+        for name, method in federation.job.methods.items()
+    }
+    pupils = tuple(_pupil(federation, owner, base, cache, work) for owner in federation.owners)
+    return Setting(federation, base, splits, pupils, plans, cache, work)
+
+
+def _prepared(federation: Federation, cache: Path) -> Checkpoint:
+    """The base with the job's head, made once per source, labels and seed."""
+    source = Checkpoint(federation.job.base)
+    labels, seed = federation.job.labels, federation.training.seed
+    key = hashlib.sha256(canonical.encode([source.sha256, labels, seed])).hexdigest()
+    out = cache / "bases" / key
+    if not out.is_dir():
+        prepare_base(source.path, labels, seed, out)
+    return Checkpoint(out)
+
+
+def _pupil(
+    federation: Federation, owner: Owner, base: Checkpoint, cache: Path, work: Path
+) -> Pupil:
+    if owner.checkpoint is not None:
+        try:
+            check_fine_tuned(Checkpoint(owner.checkpoint), base)
+        except BlindmergeError as error:
+            raise type(error)(
+                f"owner.{owner.name}.checkpoint: {error.message}", hint=error.hint
+            ) from error
+    return Pupil(
+        name=owner.name,
+        base=base.path,
+        base_sha256=base.sha256,
+        train=owner.train,
+        test=owner.test,
+        labels=federation.job.labels,
+        training=federation.training,
+        checkpoint=owner.checkpoint,
+        cache=cache / "models",
+        folder=work / "owners" / owner.name,
+    )

@@ -28,6 +28,7 @@ __all__ = ["Checkpoint", "CheckpointWriter", "Tensors", "check_fine_tuned"]
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Tensors in the dtype of the checkpoint."""
 
+_INTEGERS = {"I64", "I32", "U8", "BOOL"}  # buffers such as position ids; no rule merges them
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What changes from save to save and says nothing about the function that the model computes.
@@ -66,7 +67,7 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise CheckpointInvalid(f"'{file}' is not a readable safetensors file") from error
         for name, dtype in self._dtypes.items():
-            if dtype not in _DTYPES:
+            if dtype not in _DTYPES and dtype not in _INTEGERS:
                 raise CheckpointInvalid(
                     f"tensor '{name}' in '{file}' is {dtype}",
                     hint=f"save the model as one of: {', '.join(sorted(_DTYPES))}",

@@ -1,0 +1,144 @@
+"""Who masks with whom, and who holds whose shares (SPEC §7).
+
+Every owner's two secrets are split among its *holders*, k seats that include its own; any t
+of them open one. It shares pairwise masks with everybody whose shares it holds and everybody
+who holds its shares. Up to 100 owners all hold all: k = n. Above, an owner's holders are drawn
+by a keystream from its own signed nonce, so neither the server nor other owners choose them,
+and everybody can draw them again.
+
+Source of the idea: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
+Overhead", CCS 2020.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from math import comb, log2
+
+import numpy as np
+import numpy.typing as npt
+
+from blindmerge.secagg.keys import LABEL_GRAPH, derive
+from blindmerge.secagg.masks import apply_masks
+from blindmerge.secagg.secret import Secret
+
+__all__ = [
+    "COMPLETE_UP_TO",
+    "Holders",
+    "default_colluders",
+    "draw_holders",
+    "log2_disconnected",
+    "quorum",
+    "regular_parameters",
+]
+
+COMPLETE_UP_TO = 100
+"""Largest number of owners of whom all hold shares of all."""
+
+_SECURITY_LOG2 = 40  # a federation is unsafe with probability below 2^-40 per attempt
+_LIVENESS_LOG2 = 20  # and stops for lack of holders with probability below 2^-20
+
+Holders = npt.NDArray[np.bool_]
+"""[n, n]: entry (i, j) says whether j holds shares of i."""
+
+
+def quorum(owners: int, colluders: int) -> int:
+    """Owners that must sign one set of survivors: floor((n + c) / 2) + 1.
+
+    Two quorums have more than c owners in common, so one honest owner, which signs once.
+    """
+    return (owners + colluders) // 2 + 1
+
+
+def default_colluders(owners: int) -> int:
+    """Owners that may help the server unless the plan says otherwise: a third, at least one.
+
+    >>> [default_colluders(n) for n in (3, 5, 10, 20, 50, 100)]
+    [1, 1, 3, 6, 16, 33]
+    """
+    return max(1, (owners - 1) // 3)
+
+
+@lru_cache(maxsize=16)
+def regular_parameters(owners: int, colluders: int, dropouts: int) -> tuple[int, int]:
+    """The smallest k, and t, of SPEC §7 for `colluders` corrupt and `dropouts` lost owners.
+
+    Of the k holders of an owner, itself and k - 1 drawn from the others, X collude and D are
+    lost; both are hypergeometric. Required, with a union bound over all owners:
+        n P[X >= 2t - k] <= 2^-40     at most one of its two secrets can be opened
+        n P[D > k - t]   <= 2^-20     enough holders are left
+    Raises ValueError if nothing short of the complete graph does.
+
+    >>> regular_parameters(300, 30, 30), regular_parameters(1000, 100, 100)
+    ((66, 46), (95, 66))
+    """
+    for holders in range(3, owners):
+        pairs = comb(owners - 1, holders - 1)
+        for threshold in range(holders // 2 + 1, holders + 1):
+            unsafe = _tail(owners - 1, colluders, holders - 1, 2 * threshold - holders)
+            if owners * unsafe << _SECURITY_LOG2 > pairs:
+                continue
+            stuck = _tail(owners - 1, dropouts, holders - 1, holders - threshold + 1)
+            if owners * stuck << _LIVENESS_LOG2 <= pairs:
+                return holders, threshold
+            break  # a larger threshold loses more
+    raise ValueError("so many colluders and drop-outs need a complete graph")
+
+
+def _tail(population: int, marked: int, draws: int, least: int) -> int:
+    """How many of the comb(population, draws) draws have at least `least` marked."""
+    return sum(
+        comb(marked, hits) * comb(population - marked, draws - hits)
+        for hits in range(max(least, 0), min(marked, draws) + 1)
+    )
+
+
+def log2_disconnected(owners: int, colluders: int, holders: int, threshold: int) -> float:
+    """log2 of a bound on the probability that a permitted set of survivors can be split.
+
+    The condition of SPEC §7: honest survivors fall into two parts without a mask between
+    them, whichever survivors a hostile server chooses, given that every survivor keeps t of
+    its holders. The smaller part then has at least k - t + 1 members, and the honest owners
+    that no member of it is drawn by make up the larger part.
+    """
+    honest = owners - colluders
+    fewest = quorum(owners, colluders) - colluders  # honest survivors
+    bound = 0.0
+    for part in range(holders - threshold + 1, honest // 2 + 1):
+        others = max(part, fewest - part)
+        if others > honest - part:
+            break
+        # An owner outside draws k - 1 of n - 1 and misses the whole part.
+        missed = comb(owners - 1 - part, holders - 1) / comb(owners - 1, holders - 1)
+        if missed > 0:
+            choices = log2(comb(honest, part)) + log2(comb(honest - part, others))
+            bound += 2.0 ** max(-1000.0, min(100.0, choices + others * log2(missed)))
+    return log2(bound) if bound > 0 else -1000.0
+
+
+def draw_holders(
+    manifest_hash: bytes, nonces: Mapping[int, bytes], owners: int, holders: int
+) -> Holders:
+    """Who holds the shares of each seat in `nonces`; other rows are empty."""
+    items = tuple(sorted(nonces.items()))
+    return _draw_holders(manifest_hash, items, owners, holders)
+
+
+# Not per owner: the matrix depends on public values only, every step needs it again, and in
+# a simulation a thousand owners need the same one.
+@lru_cache(maxsize=4)
+def _draw_holders(
+    manifest_hash: bytes, nonces: tuple[tuple[int, bytes], ...], owners: int, holders: int
+) -> Holders:
+    matrix = np.zeros((owners, owners), dtype=np.bool_)
+    for seat, nonce in nonces:
+        if holders == owners:
+            matrix[seat] = True
+            continue
+        key = derive(Secret(nonce), LABEL_GRAPH, manifest_hash, seat)
+        rank = np.zeros(owners, dtype=np.uint64)
+        apply_masks(rank, [key], [], "aes-256-ctr")
+        order = np.argsort(rank, kind="stable")
+        matrix[seat, order[order != seat][: holders - 1]] = True
+        matrix[seat, seat] = True
+    matrix.flags.writeable = False
+    return matrix

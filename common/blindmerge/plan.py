@@ -7,7 +7,7 @@ every contribution follows from the plan alone, never from data.
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from blindmerge import canonical
 from blindmerge.errors import PeerInvalid
@@ -40,11 +40,12 @@ class Plan(BaseModel):
     examples: Annotated[int, Field(ge=1)]
     max_length: Annotated[int, Field(ge=1)]
 
-    @model_validator(mode="after")
-    def _labels_differ(self) -> "Plan":
-        if len(set(self.labels)) != len(self.labels):
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
             raise ValueError("a label occurs twice")
-        return self
+        return labels
 
     @property
     def phases(self) -> tuple[Block, ...]:
@@ -79,7 +80,7 @@ class Plan(BaseModel):
             where = ascii(".".join(str(part) for part in first["loc"]))[:100]
             raise PeerInvalid(f"the plan is invalid at {where}: {first['msg']}") from error
         if plan.encode() != data:
-            raise PeerInvalid("the plan leaves out fields; a plan states everything")
+            raise PeerInvalid("a field of the plan is left out, or a number has another type")
         return plan
 
 

@@ -1,0 +1,281 @@
+"""The manifest against real models: what transformers builds and what torch runs."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from blindmerge.errors import CheckpointInvalid, UnknownTensor
+from blindmerge.manifest import ARCHITECTURES, Group, Linear, Manifest, Mean, describe
+from support.evidence import bert_shapes
+
+_SMALL: dict[str, Any] = {"vocab_size": 30, "max_position_embeddings": 20, "num_labels": 3}
+_BERT: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def _bert() -> Any:
+    config = BertConfig(**_SMALL, **_BERT, hidden_size=8, intermediate_size=12)
+    return BertForSequenceClassification(config)
+
+
+def _minilm() -> Any:
+    """MiniLM's proportions: deeper, the inner layers four times as wide."""
+    sizes: dict[str, Any] = {"num_hidden_layers": 12, "num_attention_heads": 3}
+    config = BertConfig(**_SMALL, **sizes, hidden_size=12, intermediate_size=48)
+    return BertForSequenceClassification(config)
+
+
+def _roberta() -> Any:
+    config = RobertaConfig(
+        **_SMALL, **_BERT, hidden_size=8, intermediate_size=12, type_vocab_size=1, pad_token_id=1
+    )
+    return RobertaForSequenceClassification(config)
+
+
+def _distilbert() -> Any:
+    config = DistilBertConfig(**_SMALL, dim=8, hidden_dim=12, n_layers=2, n_heads=2)
+    return DistilBertForSequenceClassification(config)
+
+
+MODELS = {"bert": _bert, "minilm": _minilm, "roberta": _roberta, "distilbert": _distilbert}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = MODELS[request.param]()
+    return built.eval()
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _manifest(model: Any) -> Manifest:
+    return describe(type(model).__name__, _shapes(model))
+
+
+def _groups(manifest: Manifest) -> list[Group]:
+    return [group for block in manifest.blocks for group in block.groups]
+
+
+def test_table_is_tested_whole() -> None:
+    assert {type(build()).__name__ for build in MODELS.values()} == set(ARCHITECTURES)
+
+
+def test_every_tensor_has_exactly_one_rule(model: Any) -> None:
+    manifest = _manifest(model)
+    rules = Counter(mean.name for block in manifest.blocks for mean in block.means)
+    rules.update(
+        name for group in _groups(manifest) for layer in group.layers for name in layer.tensors
+    )
+    assert rules == Counter(list(_shapes(model)))
+    assert manifest.shapes == _shapes(model)
+
+
+def test_linear_rules_are_the_linear_modules(model: Any) -> None:
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    layers = {layer.name: (g, layer) for g in _groups(_manifest(model)) for layer in g.layers}
+    assert layers.keys() == linears.keys()
+    for name, (group, layer) in layers.items():
+        module = linears[name]
+        assert (layer.outputs, group.inputs) == (module.out_features, module.in_features)
+        assert layer.bias == group.bias == (module.bias is not None)
+        assert group.width == module.in_features + 1
+
+
+def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: Any) -> None:
+    """The truth is what the model does: layers that were called with one tensor object."""
+    calls: list[tuple[str, torch.Tensor]] = []
+
+    def watch(name: str) -> Any:
+        return lambda _, inputs: calls.append((name, inputs[0]))
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(watch(name))
+    with torch.inference_mode():
+        model(input_ids=torch.full((2, 5), 7), attention_mask=torch.ones(2, 5, dtype=torch.long))
+    seen: list[tuple[set[str], int]] = []
+    previous = None
+    for name, tensor in calls:
+        if tensor is not previous:
+            seen.append((set(), tensor.dim()))
+        seen[-1][0].add(name)
+        previous = tensor
+    # [texts, tokens, width] has a row per token, [texts, width] a row per text.
+    rows = {"tokens": 3, "sequences": 2}
+    described = [
+        ({layer.name for layer in group.layers}, rows[group.rows])
+        for group in _groups(_manifest(model))
+    ]
+    assert described == seen
+
+
+def test_blocks_are_embeddings_layers_and_head(model: Any) -> None:
+    manifest = _manifest(model)
+    first, *layers, last = manifest.blocks
+    assert (first.name, first.module, first.groups) == ("embeddings", "", ())
+    assert (last.name, last.module, last.means) == ("head", "", ())
+    assert len(layers) == model.config.num_hidden_layers
+    for block in layers:
+        assert len(block.groups) == 4
+        inside = {
+            f"{block.module}.{n}" for n, _ in model.get_submodule(block.module).named_parameters()
+        }
+        assert inside == block.shapes.keys()
+
+
+def test_rows_of_more_than_ten_layers_stay_in_order() -> None:
+    manifest = describe("BertForSequenceClassification", bert_shapes(layers=12))
+    names = [block.name for block in manifest.blocks[1:-1]]
+    assert names == [f"bert.encoder.layer.{index}" for index in range(12)]
+
+
+def test_order_of_the_tensors_in_the_file_does_not_matter() -> None:
+    shapes = bert_shapes()
+    backwards = dict(reversed(shapes.items()))
+    name = "BertForSequenceClassification"
+    assert describe(name, backwards) == describe(name, shapes)
+
+
+BERT = "BertForSequenceClassification"
+
+
+def test_unknown_architecture_is_named_with_the_known_ones() -> None:
+    with pytest.raises(CheckpointInvalid, match="'GPT2LMHeadModel'") as refused:
+        describe("GPT2LMHeadModel", bert_shapes())
+    assert all(name in refused.value.hint for name in ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.encoder.layer.0.attention.self.distance_embedding.weight",
+        "bert.embeddings.position_ids",
+        "bert.encoder.layer.1.adapter.weight",
+        "lm_head.weight",
+        "bert.encoder.layer.0.attention.self.query.weight_scale",
+        "bertXembeddings.word_embeddings.weight",
+        "classifier.bias2",
+    ],
+)
+def test_tensor_without_a_rule_is_named(name: str) -> None:
+    with pytest.raises(UnknownTensor) as refused:
+        describe(BERT, {**bert_shapes(), name: (3, 8)})
+    assert f"'{name}' [3, 8]" in refused.value.message
+
+
+def test_several_tensors_without_a_rule_are_counted() -> None:
+    with pytest.raises(UnknownTensor, match=r"'a'.*\(and 2 more\)"):
+        describe(BERT, {**bert_shapes(), "c": (1,), "b": (1,), "a": (1,)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.encoder.layer.0.attention.self.key.weight",
+        "bert.encoder.layer.1.output.dense.weight",
+        "bert.pooler.dense.weight",
+        "classifier.weight",
+    ],
+)
+def test_missing_matrix_is_named(name: str) -> None:
+    shapes = bert_shapes()
+    del shapes[name]
+    with pytest.raises(CheckpointInvalid, match=f"'{name}'".replace(".", r"\.")):
+        describe(BERT, shapes)
+
+
+@pytest.mark.parametrize("prefix", ["bert.encoder.layer.0.", "bert.encoder.", "bert.embeddings."])
+def test_missing_block_is_refused(prefix: str) -> None:
+    shapes = {n: shape for n, shape in bert_shapes().items() if not n.startswith(prefix)}
+    with pytest.raises(CheckpointInvalid, match="missing"):
+        describe(BERT, shapes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bert.encoder.layer.0.attention.self.key.weight": (8, 9)}, "differ in width"),
+        ({"bert.encoder.layer.0.attention.self.key.bias": None}, "differ in width or in having"),
+        ({"bert.encoder.layer.0.attention.self.key.bias": (9,)}, "does not fit"),
+        ({"classifier.weight": (3, 8, 1)}, "'classifier.weight' is missing"),
+        ({"classifier.weight": (0, 8), "classifier.bias": (0,)}, "is empty"),
+        ({"bert.embeddings.word_embeddings.weight": (0, 8)}, "is empty"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(
+    changes: dict[str, tuple[int, ...] | None], message: str
+) -> None:
+    changed = {**bert_shapes(), **changes}
+    shapes = {name: shape for name, shape in changed.items() if shape is not None}
+    with pytest.raises(CheckpointInvalid, match=message):
+        describe(BERT, shapes)
+
+
+def test_layers_without_biases_have_no_bias_row() -> None:
+    shapes = bert_shapes()
+    for part in ("query", "key", "value"):
+        del shapes[f"bert.encoder.layer.0.attention.self.{part}.bias"]
+    manifest = describe(BERT, shapes)
+    group = manifest.blocks[1].groups[0]
+    assert (group.bias, group.inputs, group.width) == (False, 8, 8)
+    assert manifest.shapes == shapes
+
+
+def _dump() -> dict[str, Any]:
+    return describe(BERT, bert_shapes()).model_dump()
+
+
+def test_dump_reads_back() -> None:
+    assert Manifest.model_validate(_dump()) == describe(BERT, bert_shapes())
+
+
+@pytest.mark.parametrize("part", ["block", "mean", "group"])
+def test_one_thing_twice_is_refused(part: str) -> None:
+    dump = _dump()
+    block = dump["blocks"][1]
+    if part == "block":
+        dump["blocks"] = (*dump["blocks"], block)
+    else:
+        block[f"{part}s"] = (*block[f"{part}s"], block[f"{part}s"][0])
+    with pytest.raises(ValidationError, match="occurs twice"):
+        Manifest.model_validate(dump)
+
+
+def test_tensor_with_two_rules_is_refused() -> None:
+    dump = _dump()
+    means = dump["blocks"][0]["means"]
+    dump["blocks"][0]["means"] = (*means, {"name": "classifier.weight", "shape": (3, 8)})
+    with pytest.raises(ValidationError, match="occurs twice"):
+        Manifest.model_validate(dump)
+
+
+def test_group_without_layers_or_with_unlike_layers_is_refused() -> None:
+    with_bias, without = (Linear(name=n, outputs=2, bias=n == "a") for n in ("a", "b"))
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        Group(name="g", inputs=2, rows="tokens", layers=())
+    with pytest.raises(ValidationError, match="some have none"):
+        Group(name="g", inputs=2, rows="tokens", layers=(with_bias, without))
+
+
+def test_sizes_are_positive() -> None:
+    layer = Linear(name="a", outputs=2, bias=True)
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Linear(name="a", outputs=0, bias=True)
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Group(name="g", inputs=-1, rows="tokens", layers=(layer,))
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Mean(name="m", shape=(2, 0))

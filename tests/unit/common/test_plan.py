@@ -1,0 +1,234 @@
+"""A plan is one value, one encoding, one hash; every other form is refused."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import cbor2
+import pytest
+from pydantic import ValidationError
+
+from blindmerge import canonical
+from blindmerge.errors import PeerInvalid
+from blindmerge.manifest import describe
+from blindmerge.merge import METHODS
+from blindmerge.plan import Plan
+from support.evidence import bert_shapes
+from support.plans import make_plan
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_decode_returns_the_plan(name: str) -> None:
+    plan = make_plan(method={"name": name})
+    decoded = Plan.decode(plan.encode())
+    assert decoded == plan
+    assert decoded.method == METHODS[name]
+    assert decoded.encode() == plan.encode()
+
+
+def test_bytes_are_readable_by_another_implementation() -> None:
+    plan = make_plan()
+    value = cbor2.loads(plan.encode())
+    assert value.keys() == Plan.model_fields.keys()
+    assert value["labels"] == list(plan.labels)
+    assert value["method"] == plan.method.model_dump()
+
+
+def test_hash_is_sha256_of_the_bytes() -> None:
+    plan = make_plan()
+    assert plan.sha256 == hashlib.sha256(plan.encode()).hexdigest()
+
+
+CHANGES: dict[str, Any] = {
+    "job": "job-2",
+    "base": "f" * 64,
+    "manifest": describe("BertForSequenceClassification", bert_shapes(layers=3)),
+    "labels": ("yes", "no", "maybe"),
+    "method": {"name": "regmean", "ridge": 0.2},
+    "examples": 1001,
+    "max_length": 127,
+}
+
+
+def test_hash_changes_with_every_field() -> None:
+    # The two that are left out have one value only.
+    assert CHANGES.keys() == Plan.model_fields.keys() - {"version", "task"}
+    plans = [make_plan(), *(make_plan(**{name: value}) for name, value in CHANGES.items())]
+    assert len({plan.sha256 for plan in plans}) == len(plans)
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from _leaves(value[key], (*path, key))
+    else:
+        yield path
+
+
+def _at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def _decoded() -> dict[str, Any]:
+    value = canonical.decode(make_plan().encode())
+    assert isinstance(value, dict)
+    return value
+
+
+def test_every_leaf_is_part_of_the_hash() -> None:
+    """Every leaf, down to the shape of a LayerNorm: changed, it is refused or hashes anew."""
+    plan, hashes = make_plan(), set()
+    accepted = 0
+    for path in _leaves(_decoded()):
+        changed = _decoded()
+        old = _at(changed, path)
+        other = {bool: not old, int: 5, float: 0.75, str: f"{old}x"}[type(old)]
+        assert other != old
+        _at(changed, path[:-1])[path[-1]] = other
+        try:
+            hashes.add(Plan.decode(canonical.encode(changed)).sha256)
+        except PeerInvalid:
+            continue
+        accepted += 1
+    assert plan.sha256 not in hashes
+    assert len(hashes) == accepted > 50
+
+
+def _refused(change: Callable[[dict[str, Any]], object]) -> PeerInvalid:
+    value = deepcopy(_decoded())
+    change(value)
+    with pytest.raises(PeerInvalid) as refused:
+        Plan.decode(canonical.encode(value))
+    return refused.value
+
+
+PLACES: tuple[tuple[Any, ...], ...] = (
+    (),
+    ("method",),
+    ("manifest",),
+    ("manifest", "blocks", 1),
+    ("manifest", "blocks", 1, "groups", 0),
+    ("manifest", "blocks", 1, "groups", 0, "layers", 0),
+    ("manifest", "blocks", 0, "means", 0),
+)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_unknown_field_is_refused_and_named(place: tuple[Any, ...]) -> None:
+    error = _refused(lambda value: _at(value, place).update(surprise=1))
+    assert "surprise" in error.message
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_missing_field_is_refused_even_if_it_has_a_default(place: tuple[Any, ...]) -> None:
+    for name in _at(_decoded(), place):
+        _refused(lambda value, name=name: _at(value, place).pop(name))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("version", 2),
+        ("job", ""),
+        ("job", "-job"),
+        ("job", "Job"),
+        ("job", "job\n"),
+        ("job", "../job"),
+        ("job", "j" * 65),
+        ("job", 1),
+        ("base", "f" * 63),
+        ("base", "F" * 64),
+        ("base", "f" * 64 + "\n"),
+        ("base", b"f" * 64),
+        ("task", "multi-label"),
+        ("labels", ["only"]),
+        ("labels", ["a", "b", "a"]),
+        ("labels", ["a", 1]),
+        ("labels", "ab"),
+        ("examples", 0),
+        ("examples", -1),
+        ("examples", 1.0),
+        ("examples", True),
+        ("examples", "10"),
+        ("max_length", 0),
+        ("max_length", None),
+        ("method", {"name": "median"}),
+        ("method", {}),
+        ("method", "average"),
+        ("manifest", None),
+    ],
+)
+def test_wrong_value_is_refused(name: str, wrong: object) -> None:
+    error = _refused(lambda value: value.update({name: wrong}))
+    assert name in error.message
+
+
+@pytest.mark.parametrize("equal", [True, 1.0])
+def test_number_that_equals_the_version_but_has_another_type_is_refused(equal: object) -> None:
+    _refused(lambda value: value.update(version=equal))
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        ("regmean", {"ridge": -0.1}),
+        ("regmean", {"ridge": 1}),
+        ("regmean", {"off_diagonal": 1.5}),
+        ("regmean", {"off_diagonal": -0.5}),
+        ("regmean", {"rows_factor": -1.0}),
+        ("regmean", {"weighting": "examples"}),
+        ("fisher", {"floor": 0.0}),
+        ("task-arithmetic", {"scale": 0.0}),
+        ("ties", {"density": 0.0}),
+        ("ties", {"density": 1.1}),
+        ("average", {"scale": 1.0}),
+    ],
+)
+def test_wrong_option_of_a_method_is_refused(method: str, wrong: dict[str, object]) -> None:
+    options = METHODS[method]
+    assert hasattr(options, "model_dump")
+    _refused(lambda value: value.update(method={**options.model_dump(), **wrong}))
+
+
+@pytest.mark.parametrize("value", [None, 1, "plan", [], {}, [1, 2]])
+def test_other_values_are_refused(value: object) -> None:
+    with pytest.raises(PeerInvalid):
+        Plan.decode(canonical.encode(value))
+
+
+def test_bytes_that_are_not_canonical_are_refused() -> None:
+    data = make_plan().encode()
+    for damaged in (b"", data[:-1], data + b"\x00", b"\xbf" + data[1:] + b"\xff"):
+        with pytest.raises(PeerInvalid):
+            Plan.decode(damaged)
+
+
+def test_refusal_puts_no_control_characters_on_the_terminal() -> None:
+    error = _refused(lambda value: value.update({"\x1b[2J" * 50: 1}))
+    assert error.message.isprintable()
+    assert len(error.message) < 200
+
+
+def test_a_plan_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        make_plan().job = "other"
+
+
+def test_plan_with_a_label_twice_cannot_be_made() -> None:
+    with pytest.raises(ValidationError, match="occurs twice"):
+        make_plan(labels=("a", "b", "b"))
+
+
+def test_phases_are_the_blocks_of_the_manifest() -> None:
+    plan = make_plan()
+    assert [block.name for block in plan.phases] == [
+        "embeddings",
+        "bert.encoder.layer.0",
+        "bert.encoder.layer.1",
+        "head",
+    ]
+    shapes = {name: shape for block in plan.phases for name, shape in block.shapes.items()}
+    assert shapes == bert_shapes()

@@ -211,6 +211,15 @@ def test_condition_number_is_lapacks_estimate_of_the_scaled_matrix() -> None:
         assert truth / 3 <= solved[2] <= truth * (1 + condition * 1e3 * EPS)
 
 
+def test_condition_number_is_in_the_1_norm() -> None:
+    # All columns are alike, so LAPACK's estimate meets the largest one and is exact. The 1-norm
+    # is 1.8 and the 2-norm 1.4.
+    matrix = np.full((3, 3), -0.4) + 1.4 * np.eye(3)
+    solved = solve_scaled(matrix, np.ones((3, 1)), 0.0)
+    assert solved is not None
+    assert solved[2] == pytest.approx(float(np.linalg.cond(matrix, 1)), rel=1e-12)
+
+
 @pytest.mark.parametrize("condition", [1e13, 1e15, 1e20])
 def test_solution_without_three_right_digits_is_not_accepted(condition: float) -> None:
     matrix = ill_conditioned(np.random.default_rng(9), condition)

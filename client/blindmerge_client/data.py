@@ -2,7 +2,7 @@
 
 Formats by suffix: `.jsonl`, `.jsonl.gz`, `.csv` (UTF-8, one header row, RFC 4180 quotes) and
 `.parquet`. Each row has a `text` and a `label`, which is one of the job's label names.
-Nothing here quotes a text in an error; a label is quoted only if it is short.
+No error quotes a text, nor a label: a text in the wrong column looks like one.
 """
 
 import csv
@@ -24,7 +24,6 @@ from blindmerge.errors import DataInvalid
 __all__ = ["SUFFIXES", "Examples", "read_examples"]
 
 _COLUMNS = ("text", "label")
-_SHOWN_LABEL = 40  # characters; a longer "label" may well be a text in the wrong column
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,15 @@ def _next(rows: Iterator[_Row], path: Path, done: int) -> _Row | None:
     except pyarrow.ArrowException:
         raise DataInvalid(f"'{path}' is not an intact Parquet file") from None
     except OSError as error:
-        raise DataInvalid(f"'{path}' cannot be read: {error.strerror or error}") from None
+        # Without a number it is pyarrow's, about a broken page of a Parquet file.
+        reason = error.strerror or "it is not an intact file"
+        raise DataInvalid(f"'{path}' cannot be read: {reason}") from None
 
 
 def _checked_text(fields: _Row, where: str) -> str:
     text = fields["text"]
     if not isinstance(text, str):
-        raise DataInvalid(f"{where}: the text is a {type(text).__name__}, not a string")
+        raise DataInvalid(f"{where}: the text is of type {type(text).__name__}, not a string")
     if not text.strip():
         raise DataInvalid(f"{where}: the text is empty", hint="leave such rows out")
     if not text.isascii():
@@ -130,9 +131,9 @@ def _checked_label(fields: _Row, index: Mapping[str, int], where: str) -> int:
     label = fields["label"]
     if isinstance(label, str) and label in index:
         return index[label]
-    shown = repr(label) if len(repr(label)) <= _SHOWN_LABEL else "a long value"
+    found = "not one of the task's" if isinstance(label, str) else f"of type {type(label).__name__}"
     raise DataInvalid(
-        f"{where}: the label is {shown}, allowed are {', '.join(map(repr, index))}",
+        f"{where}: the label is {found}; allowed are {', '.join(map(repr, index))}",
         hint="correct the file, or the list of labels of the task",
     )
 

@@ -11,12 +11,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PreTrainedModel,
@@ -32,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
-from blindmerge.errors import CheckpointInvalid, DataInvalid
+from blindmerge.errors import CheckpointInvalid, DataInvalid, NotFinite
 from blindmerge.files import replacing
 from blindmerge.manifest import ARCHITECTURES
 from blindmerge_client.batches import pad, tokenize
@@ -44,42 +43,12 @@ from blindmerge_client.models import (
     load_tokenizer,
     quiet,
 )
+from blindmerge_client.options import TrainingOptions
 
 __all__ = ["TrainingOptions", "cached_finetune", "finetune", "finetune_key", "prepare_base"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
-
-
-class TrainingOptions(BaseModel):
-    """How an owner fine-tunes the base."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=3, description="how often every text is seen"
-    )
-    # Strict pydantic takes an int for a float, though not a bool: `learning_rate = 1` is TOML's 1.
-    learning_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
-        default=1e-4, description="the highest learning rate, reached after the warm-up"
-    )
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(
-        default=32, description="texts per step"
-    )
-    max_length: Annotated[int, Field(ge=4, le=65536)] = Field(
-        default=64, description="tokens after which a text is cut, special tokens included"
-    )
-    warmup: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
-        default=0.1, description="part of the steps in which the learning rate rises"
-    )
-    weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        default=0.01, description="AdamW's weight decay; biases and LayerNorms have none"
-    )
-    rows: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="only the first so many texts are used; leave out for all"
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        default=0, description="of the order of the texts and of dropout"
-    )
 
 
 def prepare_base(source: Path, labels: Sequence[str], seed: int, out: Path) -> None:
@@ -117,9 +86,9 @@ def finetune(
 ) -> None:
     """Writes the base, fine-tuned on the examples, into the new folder `out`, whole or absent.
 
-    Raises CheckpointInvalid if the base cannot be read or the result cannot be merged with
-    it, NotFinite if the training diverged, ConfigInvalid if max_length is more than the model
-    takes, DataInvalid if a label is not one of the model's, ResourceMissing if the disk is full.
+    Raises CheckpointInvalid if the base cannot be read or the training went astray,
+    ConfigInvalid if max_length is more than the model takes, DataInvalid if a label is not one
+    of the model's, ResourceMissing if the disk is full.
     """
     checkpoint = Checkpoint(base)
     check_max_length(base, options.max_length)
@@ -141,7 +110,13 @@ def finetune(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         _save(model, tokenizer, temporary)
-        check_fine_tuned(Checkpoint(temporary), checkpoint)
+        try:
+            check_fine_tuned(Checkpoint(temporary), checkpoint)
+        except (CheckpointInvalid, NotFinite) as error:
+            raise CheckpointInvalid(
+                f"the fine-tuned '{out}' would be too far from its base to be merged",
+                hint=f"lower learning_rate, which is {options.learning_rate:g}, or epochs",
+            ) from error
 
 
 def finetune_key(base_sha256: str, examples: Examples, options: TrainingOptions) -> str:

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from blindmerge_client.data import Examples
+from blindmerge_client.models import quiet
 
 __all__ = ["WORDS", "Architecture", "pico_encoder", "pico_examples"]
 
@@ -50,6 +51,7 @@ def pico_encoder(
     """
     tokenizer = _tokenizer(architecture)
     config = _config(architecture, len(tokenizer))
+    config.initializer_range = 0.25  # 1/sqrt(width): with the usual 0.02 all texts look alike
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
@@ -57,8 +59,9 @@ def pico_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.from_config(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -1,0 +1,107 @@
+"""Predictions are the model's, in the texts' order; scores are their definitions."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid
+from blindmerge_client.models import load_model, load_tokenizer
+from blindmerge_client.predict import ensemble, predict, predict_with, score, softmax
+from support.pico import Architecture, pico_encoder, pico_examples
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+def test_logits_are_those_of_each_text_alone(architecture: Architecture, tmp_path: Path) -> None:
+    folder = pico_encoder(tmp_path, architecture, labels=("no", "yes", "maybe"))
+    texts = [*pico_examples(20).texts, "good " * 50]
+    logits = predict(folder, texts, max_length=16, batch_size=8)
+    assert logits.shape == (21, 3)
+    assert logits.dtype == np.float64
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    for text, row in zip(texts, logits, strict=True):
+        inputs = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            alone = model(**inputs).logits[0].numpy()
+        # Sums of at most 32 float32 products in another order, through about 20 operations,
+        # on numbers of size 1: 32 * 20 * 2^-24 = 4e-5.
+        np.testing.assert_allclose(row, alone, rtol=0, atol=4e-5)
+
+
+def test_dropout_is_off(tmp_path: Path) -> None:
+    folder = pico_encoder(tmp_path, labels=("no", "yes"))
+    model = load_model(folder)
+    model.train()
+    texts = pico_examples(5).texts
+    logits = predict_with(model, load_tokenizer(folder), texts, max_length=16)
+    np.testing.assert_array_equal(logits, predict(folder, texts, max_length=16))
+
+
+def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
+    bert = pico_encoder(tmp_path / "bert", labels=("no", "yes"))
+    roberta = pico_encoder(tmp_path / "roberta", "roberta", labels=("no", "yes"))
+    for folder in (bert, roberta):
+        assert predict(folder, ["good " * 99], max_length=64).shape == (1, 2)
+        with pytest.raises(ConfigInvalid, match="at most 64 tokens"):
+            predict(folder, ["good"], max_length=65)
+
+
+def test_an_encoder_without_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointInvalid, match=r"lacks 2 tensors.*'classifier\.bias'"):
+        predict(pico_encoder(tmp_path), ["good"], max_length=8)
+
+
+CASES = st.integers(2, 4).flatmap(
+    lambda labels: st.lists(
+        st.tuples(st.integers(0, labels - 1), st.integers(0, labels - 1)), min_size=1, max_size=30
+    )
+)
+
+
+@given(CASES)
+def test_scores_are_their_definitions(pairs: Sequence[tuple[int, int]]) -> None:
+    predicted, gold = zip(*pairs, strict=True)
+    found = score(np.eye(4)[list(predicted)], gold)
+    assert found.examples == len(pairs)
+    assert found.accuracy == pytest.approx(sum(p == g for p, g in pairs) / len(pairs), rel=1e-15)
+    f1 = []
+    for label in sorted(set(gold)):
+        hits = sum(p == g == label for p, g in pairs)
+        precision = Fraction(hits, max(1, predicted.count(label)))
+        recall = Fraction(hits, gold.count(label))
+        both = precision + recall
+        f1.append(2 * precision * recall / both if both else Fraction(0))
+    # A sum of at most 4 quotients of exact integers, and one division: 6 roundings.
+    assert found.macro_f1 == pytest.approx(float(sum(f1) / len(f1)), rel=6 * 2**-53)
+
+
+def test_scores_of_a_published_example() -> None:
+    # scikit-learn's documentation of f1_score: macro average of this case is 0.26...
+    predicted, gold = [0, 2, 1, 0, 0, 1], [0, 1, 2, 0, 1, 2]
+    assert score(np.eye(3)[predicted], gold).macro_f1 == pytest.approx(4 / 15, rel=1e-15)
+
+
+def test_scores_need_as_many_labels_as_predictions() -> None:
+    with pytest.raises(DataInvalid, match="2 predictions"):
+        score(np.eye(2), [0])
+    with pytest.raises(DataInvalid, match="0 predictions"):
+        score(np.empty((0, 2)), [])
+
+
+def test_softmax_of_large_and_small_logits() -> None:
+    found = softmax(np.array([[1000.0, 1000.0], [-1000.0, 0.0], [0.0, math.log(3)]]))
+    # exp and log round once each, the quotient and the sum once more.
+    assert found == pytest.approx(np.array([[0.5, 0.5], [0, 1], [0.25, 0.75]]), rel=4 * 2**-53)
+
+
+def test_ensemble_is_the_mean_of_probabilities_not_of_logits() -> None:
+    sure, unsure = np.log(np.array([[1.0, 99.0]])), np.log(np.array([[3.0, 1.0]]))
+    expected = np.array([[(0.01 + 0.75) / 2, (0.99 + 0.25) / 2]])
+    # A relative error of 2^-53 in log 99 = 4.6 is 4.6 * 2^-53 after exp; five roundings more.
+    assert np.abs(ensemble([sure, unsure]) / expected - 1).max() < 10 * 2**-53

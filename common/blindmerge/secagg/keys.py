@@ -18,12 +18,12 @@ from blindmerge.secagg.secret import Randomness, Secret
 __all__ = [
     "KEY_BYTES",
     "LABEL_GRAPH",
-    "LABEL_PAIR_MASK",
-    "LABEL_SELF_MASK",
     "LABEL_SHARE",
     "TAG_BYTES",
     "ExchangeKey",
+    "block_key",
     "derive",
+    "pair_key",
     "seal",
     "unseal",
 ]
@@ -32,8 +32,8 @@ KEY_BYTES = 32
 TAG_BYTES = 16
 
 LABEL_SHARE = "blindmerge/1 share"  # seals the shares of one owner to one other
-LABEL_PAIR_MASK = "blindmerge/1 mask"  # masks one block between two owners
-LABEL_SELF_MASK = "blindmerge/1 self"  # masks one block of one owner
+LABEL_PAIR_MASK = "blindmerge/1 mask"  # what two owners mask with, all blocks of a run
+LABEL_BLOCK = "blindmerge/1 block"  # masks one block, from a pair's secret or a seed b
 LABEL_GRAPH = "blindmerge/1 graph"  # draws who holds an owner's shares
 
 # Every sealing key is used once, so the nonce may be constant.
@@ -91,3 +91,16 @@ def unseal(key: Secret, ciphertext: bytes) -> Secret:
         return Secret(ChaCha20Poly1305(key.reveal()).decrypt(_NONCE, ciphertext, None))
     except InvalidTag as error:
         raise ShareInvalid("a sealed message does not open") from error
+
+
+def pair_key(
+    own: ExchangeKey, peer_public: bytes, manifest_hash: bytes, seat: int, peer: int
+) -> Secret:
+    """The secret from which two owners derive the masks between them."""
+    low, high = min(seat, peer), max(seat, peer)
+    return derive(own.agree(peer_public), LABEL_PAIR_MASK, manifest_hash, low, high)
+
+
+def block_key(secret: Secret, manifest_hash: bytes, block: int) -> Secret:
+    """The key that masks one block, from a pair's secret or a self-mask seed."""
+    return derive(secret, LABEL_BLOCK, manifest_hash, block)

@@ -1,0 +1,284 @@
+"""An in-memory federation that runs the secure sum, with switches for hostile parties.
+
+Owners and server are the real machines; what stands between them is a `Wire`, whose hooks
+may drop, change, repeat or invent messages. Every state is saved and read back after every
+step, so each test is also a test of restarts.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blindmerge.encoding import Bits, Layout, uniform
+from blindmerge.errors import BlindmergeError
+from blindmerge.identity import Identity, Roster
+from blindmerge.secagg.manifest import SumManifest, Terms, Thresholds
+from blindmerge.secagg.masks import Prg
+from blindmerge.secagg.messages import Block, Limits, Message, encode, parse
+from blindmerge.secagg.transcript import Transcript
+from blindmerge.statistic import Array, Statistic
+from blindmerge_client.protocol import OwnerJob, Receipt
+from blindmerge_client.rounds import digest_of_block
+from blindmerge_client.states import Masked, Revealed
+from blindmerge_server.protocol import decode_state, encode_state, receive, start
+from blindmerge_server.states import (
+    Advertising,
+    Agreeing,
+    Collecting,
+    Dealing,
+    OpeningRound,
+    ServerState,
+    Unmasking,
+)
+from blindmerge_server.unmask import sum_statistic
+from support.randomness import CounterRandomness
+
+__all__ = [
+    "NOW",
+    "ROUNDS",
+    "Federation",
+    "MemorySpool",
+    "Outcome",
+    "federation",
+    "identities",
+    "manifest_for",
+    "statistic_of",
+]
+
+NOW = 1_000_000
+ROUNDS = ("R0", "R1", "R2", "R3", "R4")
+SCHEMA = {"weight": (1,), "a:delta": (2, 3)}
+PLAN, BASE = "a" * 64, "b" * 64
+
+
+def identities(owners: int) -> list[Identity]:
+    """Identities org-000, org-001... with fixed keys."""
+    return [
+        Identity.generate(f"org-{seat:03d}", CounterRandomness(f"identity {seat}"))
+        for seat in range(owners)
+    ]
+
+
+def statistic_of(seat: int, schema: Mapping[str, tuple[int, ...]] = SCHEMA) -> Statistic:
+    """Numbers that are multiples of 2^-10, so that sums are exact: any error shows."""
+    rng = np.random.default_rng(seat)
+    arrays = {name: rng.integers(-4096, 4096, shape) / 1024.0 for name, shape in schema.items()}
+    return Statistic(schema, arrays)
+
+
+def manifest_for(
+    roster: Roster,
+    *,
+    thresholds: Thresholds | None = None,
+    layout: Layout | None = None,
+    bits: Bits = 64,
+    prg: Prg = "aes-256-ctr",
+    block_elements: int = 4,
+    phase: int = 0,
+    phases: int = 1,
+    attempt: int = 0,
+    job: str = "job",
+) -> SumManifest:
+    """A manifest that all owners of `federation` accept."""
+    owners = len(roster)
+    return SumManifest(
+        job=job,
+        phase=phase,
+        phases=phases,
+        attempt=attempt,
+        roster=roster.sha256.hex(),
+        plan=PLAN,
+        base=BASE,
+        layout=layout
+        or uniform(SCHEMA, 8, owners=owners, bits=bits, block_elements=block_elements),
+        prg=prg,
+        thresholds=thresholds or Thresholds.for_owners(owners),
+        expires=NOW + 60,
+    )
+
+
+class MemorySpool:
+    """Masked blocks in memory."""
+
+    def __init__(self) -> None:
+        self.payloads: dict[tuple[int, int], bytes] = {}
+
+    def write(self, seat: int, index: int, payload: bytes) -> None:
+        """Keeps a block."""
+        self.payloads[seat, index] = payload
+
+    def read(self, seat: int, index: int, digest: bytes) -> bytes:
+        """The block."""
+        assert hashlib.sha256(self.payloads[seat, index]).digest() == digest
+        return self.payloads[seat, index]
+
+
+def stored(job: OwnerJob) -> tuple[OwnerJob, Receipt]:
+    """The job as it is after a crash and a restart, and the receipt of its storage."""
+    data = job.encode()
+    empty = OwnerJob(job.job, job.identity, job.terms, job.limits)
+    restarted = empty.restore(data)
+    assert restarted.encode() == data
+    return restarted, Receipt(hashlib.sha256(data).digest())
+
+
+Hook = Callable[[int, bytes], Sequence[bytes]]
+"""Given a seat and bytes on their way, what arrives: nothing, them, others, several."""
+
+
+def honest(_: int, data: bytes) -> Sequence[bytes]:
+    """What is sent arrives."""
+    return (data,)
+
+
+@dataclass
+class Federation:
+    """Owners with their jobs and statistics.
+
+    to_owner, to_server: what the network does to messages.   gone: from which round on an
+    owner is silent.   partial: owners that vanish after their first block.
+    errors: what owners and server refused, in order: (who, error).   sent: what reached the
+    server.   openings: what owners opened, with the sets they believed in.
+    masked: by run and seat, the state of owners when they began to send blocks.
+    """
+
+    jobs: list[OwnerJob]
+    statistics: list[Statistic]
+    to_owner: Hook = honest
+    to_server: Hook = honest
+    gone: dict[int, str] = field(default_factory=dict)
+    partial: frozenset[int] = frozenset()
+    restarts: bool = True
+    errors: list[tuple[str, BlindmergeError]] = field(default_factory=list)
+    sent: list[tuple[int, Message]] = field(default_factory=list)
+    openings: list[tuple[int, Revealed]] = field(default_factory=list)
+    masked: dict[tuple[bytes, int], Masked] = field(default_factory=dict)
+    rng: CounterRandomness = field(default_factory=lambda: CounterRandomness("owners"))
+
+    @property
+    def roster(self) -> Roster:
+        """The roster all owners pinned."""
+        return self.jobs[0].terms.roster
+
+    def deliver(self, seat: int, data: bytes) -> list[bytes]:
+        """One message of the server reaches an owner; what it answers."""
+        job = self.jobs[seat]
+        try:
+            job = job.receive(data, now=NOW, rng=self.rng)
+            phase = job.phase_of(data)
+            if job.state(phase) == "ready":
+                layout = job.layout(phase)
+                rings = [layout.encode(self.statistics[seat], i) for i in range(layout.blocks)]
+                job = job.commit_input(phase, [digest_of_block(ring) for ring in rings])
+            self.jobs[seat] = job
+            job, receipt = stored(job) if self.restarts else (job, _receipt(job))
+            self.jobs[seat] = job
+            reply = job.reply(phase, receipt)
+            state = job.runs[phase].state
+            if isinstance(state, Revealed):
+                self.openings.append((seat, state))
+            if job.state(phase) == "masked":
+                return self._blocks(seat, phase, receipt)
+        except BlindmergeError as error:
+            self.errors.append((job.identity.name, error))
+            return []
+        return [] if reply is None else [reply]
+
+    def _blocks(self, seat: int, phase: int, receipt: Receipt) -> list[bytes]:
+        job = self.jobs[seat]
+        masker, layout = job.masker(phase, receipt), job.layout(phase)
+        state = job.runs[phase].state
+        assert isinstance(state, Masked)
+        self.masked[state.manifest.hash, seat] = state
+        count = 1 if seat in self.partial else layout.blocks
+        return [
+            encode(masker.mask(i, layout.encode(self.statistics[seat], i)), len(self.roster))
+            for i in range(count)
+        ]
+
+    def exchange(
+        self,
+        state: ServerState,
+        requests: Sequence[tuple[int, bytes]],
+        spool: MemorySpool,
+        step: str,
+    ) -> ServerState:
+        """Sends requests, and gives the server what comes back."""
+        for seat, request in requests:
+            if seat in self.gone and ROUNDS.index(step) >= ROUNDS.index(self.gone[seat]):
+                continue
+            for arriving in self.to_owner(seat, request):
+                for answer in self.deliver(seat, arriving):
+                    for data in self.to_server(seat, answer):
+                        state = self.accept(state, seat, data, spool)
+        return state
+
+    def accept(self, state: ServerState, seat: int, data: bytes, spool: MemorySpool) -> ServerState:
+        """One answer reaches the server."""
+        try:
+            message = parse(data, self.jobs[0].limits)
+            self.sent.append((seat, message))
+            after = receive(state, seat, data)
+            if isinstance(message, Block):
+                spool.write(seat, message.index, message.payload)
+        except BlindmergeError as error:
+            self.errors.append(("server", error))
+            return state
+        return after
+
+    def run(self, manifest: SumManifest, allowed: Sequence[int] | None = None) -> "Outcome":
+        """One whole run by an honest server.   Raises what makes the server stop."""
+        spool = MemorySpool()
+        state: ServerState = start(manifest, self.roster, allowed)
+        for step in ROUNDS:
+            assert not isinstance(state, Unmasking)
+            requests = [(seat, state.request(seat)) for seat in state.awaited]
+            state = self.exchange(state, requests, spool, step)
+            assert not isinstance(state, Unmasking)
+            state = self.restarted(state).close()
+        assert isinstance(state, Unmasking)
+        return Outcome(state, sum_statistic(state, spool))
+
+    def restarted(
+        self, state: ServerState
+    ) -> Advertising | Dealing | Collecting | Agreeing | OpeningRound:
+        """The server's state after it was killed and started again."""
+        again = decode_state(encode_state(state)) if self.restarts else state
+        assert not isinstance(again, Unmasking)
+        return again
+
+    def expected(self, seats: Sequence[int]) -> dict[str, Array]:
+        """The exact sum over some owners."""
+        names = self.statistics[0].schema
+        return {
+            name: np.asarray(sum(self.statistics[seat][name] for seat in seats)) for name in names
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run."""
+
+    state: Unmasking
+    total: Statistic
+
+    @property
+    def transcript(self) -> Transcript:
+        """The proof of who was in it."""
+        return self.state.transcript
+
+
+def _receipt(job: OwnerJob) -> Receipt:
+    return Receipt(hashlib.sha256(job.encode()).digest())
+
+
+def federation(owners: int, *, terms: Mapping[str, int] | None = None) -> Federation:
+    """Owners that trust one roster and one plan."""
+    everybody = identities(owners)
+    roster = Roster.of([identity.member for identity in everybody])
+    demanded = Terms(roster, PLAN, BASE, **(terms or {}))
+    limits = Limits.of(manifest_for(roster, phases=9))
+    jobs = [OwnerJob("job", identity, demanded, limits) for identity in everybody]
+    return Federation(jobs, [statistic_of(seat) for seat in range(owners)])

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-__all__ = ["register"]
+__all__ = ["register", "simulate"]
 
 
 def register(app: typer.Typer) -> None:

@@ -28,7 +28,7 @@ from blindmerge_server.simulate.setting import Pupil, Setting
 from blindmerge_server.simulate.watch import Watch
 from blindmerge_server.strategy import JobRecord, Merge, Missing, StreamingGrid
 
-__all__ = ["FINE_TUNING", "FlowerRun", "run_in_flower"]
+__all__ = ["FINE_TUNING", "FlowerRun", "client_app", "run_in_flower"]
 
 FINE_TUNING = "fine-tuning"
 _FINE_TUNE = "fine_tune"

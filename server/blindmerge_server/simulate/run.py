@@ -1,5 +1,6 @@
 """The simulation from end to end: setting, Flower run, comparisons, report."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -58,16 +59,17 @@ def simulate(federation: Federation, out: Path, cache: Path, watch: Watch) -> Re
 
 
 def check_out(out: Path) -> None:
-    """Raises ConfigInvalid if `out` holds something else than an earlier run's files."""
+    """Raises ConfigInvalid if `out` cannot be written or holds more than an earlier run's files."""
+    hint = "choose a new folder with --out"
     if out.is_dir():
         odd = sorted(path.name for path in out.iterdir() if path.name not in FILES.values())
         if odd:
-            raise ConfigInvalid(
-                f"the folder '{out}' holds other files, e.g. '{odd[0]}'",
-                hint="choose a new folder with --out",
-            )
-    elif out.exists():
-        raise ConfigInvalid(f"'{out}' is not a folder", hint="choose a folder with --out")
+            raise ConfigInvalid(f"the folder '{out}' holds other files, e.g. '{odd[0]}'", hint=hint)
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ConfigInvalid(f"'{above}' is not a folder", hint=hint)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigInvalid(f"the folder '{above}' cannot be written", hint=hint)
 
 
 def _made(folder: Path) -> Path:

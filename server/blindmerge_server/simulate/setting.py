@@ -15,6 +15,7 @@ from blindmerge.plan import Plan
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import TrainingOptions, cached_finetune, prepare_base
 from blindmerge_client.models import check_max_length
+from blindmerge_server.simulate.embedded import embedded_folder
 from blindmerge_server.simulate.federation import Federation, Owner
 
 __all__ = ["Pupil", "Setting", "Splits", "read_setting"]
@@ -86,7 +87,6 @@ def read_setting(
     ResourceMissing.
     """
     if federation.needs_embedded:
-        from blindmerge_server.simulate.embedded import embedded_folder
         federation = federation.resolve(embedded_folder(cache, say))
     labels = federation.job.labels
     splits = {

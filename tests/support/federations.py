@@ -1,0 +1,49 @@
+"""Federation files with pico models, for whole simulations in seconds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from support.pico import pico_encoder, pico_examples
+
+__all__ = ["LABELS", "pico_federation"]
+
+LABELS = ("negative", "positive")
+
+
+def pico_federation(
+    folder: Path, owners: Sequence[str] = ("alpha", "beta", "gamma"), job: str = ""
+) -> Path:
+    """Writes an encoder, texts and `federation.toml` into `folder`; returns the file.
+
+    job: more lines of the [job] table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pico_encoder(folder / "encoder")
+    lines = [
+        "[job]",
+        'name = "pico"',
+        'base = "encoder"',
+        f"labels = {json.dumps(LABELS)}",
+        *(job.splitlines() or ['method = { name = "regmean", rows_factor = 1.0 }']),
+        "[training]",
+        "epochs = 2",
+        "learning_rate = 1e-2",
+        "max_length = 16",
+    ]
+    for number, owner in enumerate(owners):
+        lines += ["[[owner]]", f'name = "{owner}"']
+        for offset, (split, size) in enumerate((("train", 96), ("validation", 16), ("test", 32))):
+            examples = pico_examples(size, seed=10 * number + offset)
+            path = folder / owner / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(
+                "".join(
+                    json.dumps({"text": text, "label": LABELS[label]}) + "\n"
+                    for text, label in zip(examples.texts, examples.labels, strict=True)
+                )
+            )
+            lines.append(f'{split} = "{owner}/{split}.jsonl"')
+    file = folder / "federation.toml"
+    file.write_text("\n".join(lines) + "\n")
+    return file

@@ -19,12 +19,14 @@ WireArray: TypeAlias = tuple[str, tuple[int, ...], str, bytes]
 
 _SERIALISATION = "blindmerge/little-endian"
 _DTYPES = ("float16", "float32", "float64")
+_MAX_DIMENSIONS = 8  # numpy refuses more than 64 with a ValueError
+_MAX_SIZE = 2**48
 
 
 def to_wire(array: npt.NDArray[Any]) -> WireArray:
     """The bytes of a float array, row by row."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return str(array.dtype), tuple(array.shape), _SERIALISATION, little.tobytes()
+    return array.dtype.name, tuple(array.shape), _SERIALISATION, little.tobytes()
 
 
 def from_wire(
@@ -35,11 +37,21 @@ def from_wire(
     Raises SchemaMismatch if the fields are not those of `to_wire` or the length does not fit.
     """
     if serialisation != _SERIALISATION or dtype not in _DTYPES:
-        raise SchemaMismatch(f"an array came as {dtype!r}, serialised as {serialisation!r}")
-    if any(type(size) is not int or size < 0 for size in shape):
+        # Not quoted: a peer may have made these fields as long as it likes.
+        raise SchemaMismatch(
+            f"an array is not one of {', '.join(_DTYPES)}, serialised as {_SERIALISATION}"
+        )
+    if len(shape) > _MAX_DIMENSIONS or not all(_possible(size) for size in shape):
         raise SchemaMismatch("an array has an impossible shape")
     expected = math.prod(shape) * np.dtype(dtype).itemsize
     if len(data) != expected:
         raise SchemaMismatch(f"an array has {len(data)} bytes, its shape needs {expected}")
     little = np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<"))
-    return little.astype(dtype, copy=False).reshape(shape)
+    try:
+        return little.astype(dtype, copy=False).reshape(shape)
+    except ValueError as error:  # no numbers, but sizes such as (0, 2^48, 2^48)
+        raise SchemaMismatch("an array has an impossible shape") from error
+
+
+def _possible(size: object) -> bool:
+    return type(size) is int and 0 <= size <= _MAX_SIZE

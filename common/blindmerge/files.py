@@ -6,10 +6,36 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from blindmerge.errors import ResourceMissing
 
-__all__ = ["replacing"]
+__all__ = ["explaining", "replacing", "save_array"]
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EROFS: "the disk is read-only",
+}
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """What is written in the block goes to `path`; raises ResourceMissing if it cannot."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        raise ResourceMissing(
+            f"cannot write '{path}': {_REASONS[error.errno]}",
+            hint="free some space or choose another folder, then run the same command again",
+        ) from error
 
 
 @contextmanager
@@ -21,29 +47,34 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises ResourceMissing if the disk is full or the place cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            return
-        _sync(temporary)
+        try:
+            _remove(temporary)
+            yield temporary
+            _sync(temporary)
+            _put(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Writes a `.npy` file; where the disk is full, the OSError says so."""
+    with path.open("wb") as stream:
+        # numpy writes to real files by itself, and its OSError has no errno.
+        target: Any = SimpleNamespace(write=stream.write)
+        np.save(target, array)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    if temporary.is_dir() and path.is_dir():
+        return
+    try:
         temporary.replace(path)
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EACCES: "permission denied",
-            errno.EROFS: "the disk is read-only",
-        }
-        if error.errno not in reasons:
+    except OSError:
+        # Another process was faster, between the line above and this one.
+        if not (temporary.is_dir() and path.is_dir()):
             raise
-        raise ResourceMissing(
-            f"cannot write '{path}': {reasons[error.errno]}",
-            hint="free some space or choose another folder, then run the same command again",
-        ) from error
-    finally:
-        _remove(temporary)
 
 
 def _remove(path: Path) -> None:

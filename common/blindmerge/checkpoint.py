@@ -6,7 +6,6 @@ No torch: a server that only sums and solves does not need it, and nothing is un
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from blindmerge import canonical
-from blindmerge.errors import CheckpointInvalid, NotFinite
+from blindmerge.errors import CheckpointInvalid, NotFinite, SchemaMismatch
 from blindmerge.files import replacing
 from blindmerge.manifest import Manifest, describe
 from blindmerge.statistic import Array
@@ -32,7 +31,27 @@ _INTEGERS = {"I64", "I32", "U8", "BOOL"}  # buffers such as position ids; no rul
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What changes from save to save and says nothing about the function that the model computes.
-_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash"}
+_VOLATILE = {
+    "_commit_hash",
+    "_name_or_path",
+    "dtype",
+    "is_local",
+    "local_files_only",
+    "name_or_path",
+    "torch_dtype",
+    "transformers_version",
+}
+# Any of these decides which tokens a text has.
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_COPIED = (".json", ".txt", ".model")  # config and tokenizer
 _MIN_COSINE = 0.5
 
 
@@ -40,6 +59,7 @@ class Checkpoint:
     """A folder with `config.json` and safetensors files, one or sharded.
 
     architecture: the class that loads it.   shapes: of every tensor, by name.
+    labels: in the order of the head's outputs; empty if the config names none.
     Raises CheckpointInvalid if the folder is not such a checkpoint; only headers are read.
     """
 
@@ -50,44 +70,55 @@ class Checkpoint:
         if not isinstance(architectures, list) or not architectures:
             raise CheckpointInvalid(f"'{path / 'config.json'}' names no architecture")
         self.architecture = str(architectures[0])
+        self.labels = _labels(self.config, path)
         self._files: dict[str, Path] = {}
         self._dtypes: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in _weight_files(path):
-            self._read_header(file)
+        for file, names in _weight_files(path).items():
+            self._read_header(file, names)
 
-    def _read_header(self, file: Path) -> None:
+    def _read_header(self, file: Path, expected: frozenset[str] | None) -> None:
+        """expected: the names that the index promises in this file; None without an index."""
         try:
             with safe_open(file, framework="numpy") as stream:
-                for name in stream.keys():  # noqa: SIM118 (not a dict)
+                names = frozenset(stream.keys())
+                for name in names:
                     part = stream.get_slice(name)
                     self._dtypes[name] = part.get_dtype()
                     self.shapes[name] = tuple(part.get_shape())
                     self._files[name] = file
         except (OSError, SafetensorError) as error:
-            raise CheckpointInvalid(f"'{file}' is not a readable safetensors file") from error
-        for name, dtype in self._dtypes.items():
-            if dtype not in _DTYPES and dtype not in _INTEGERS:
+            raise CheckpointInvalid(
+                f"'{file}' is not a readable safetensors file",
+                hint="it may be incomplete: copy it again",
+            ) from error
+        if expected is not None and names != expected:
+            odd = min(names ^ expected)
+            raise CheckpointInvalid(f"'{file}' and the index disagree about the tensor '{odd}'")
+        for name in sorted(names):
+            if (dtype := self._dtypes[name]) not in _DTYPES and dtype not in _INTEGERS:
                 raise CheckpointInvalid(
                     f"tensor '{name}' in '{file}' is {dtype}",
                     hint=f"save the model as one of: {', '.join(sorted(_DTYPES))}",
                 )
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels in the order of the head's outputs; empty if the config names none."""
-        by_id = self.config.get("id2label") or {}
-        return tuple(str(by_id[key]) for key in sorted(by_id, key=int))
-
-    @property
     def manifest(self) -> Manifest:
-        """Every tensor and its rule (errors: see `describe`)."""
-        return describe(self.architecture, self.shapes)
+        """Every tensor and its rule.
+
+        Raises CheckpointInvalid if a tensor that is to be merged holds integers (other errors:
+        see `describe`).
+        """
+        manifest = describe(self.architecture, self.shapes)
+        for name in manifest.shapes:
+            if self._dtypes[name] not in _DTYPES:
+                raise CheckpointInvalid(f"tensor '{name}' in '{self.path}' holds integers")
+        return manifest
 
     def read(self, names: Iterable[str]) -> dict[str, Array]:
         """The named tensors as float64.
 
-        Raises CheckpointInvalid if one is missing, NotFinite if one holds NaN or infinity.
+        Raises CheckpointInvalid if one is missing or holds NaN or infinity.
         """
         return {name: array.astype(np.float64) for name, array in self._raw(names)}
 
@@ -102,7 +133,8 @@ class Checkpoint:
             with safe_open(self._files[name], framework="numpy") as stream:
                 array = stream.get_tensor(name)
             if not np.isfinite(array).all():
-                raise NotFinite(
+                # Not NotFinite: that is a peer's fault, and this message names a file of ours.
+                raise CheckpointInvalid(
                     f"tensor '{name}' in '{self.path}' holds NaN or infinity",
                     hint="the training has diverged: train again with a lower learning rate",
                 )
@@ -113,11 +145,17 @@ class Checkpoint:
         """Hash of what the model computes: config, tokenizer, names, dtypes and numbers.
 
         It does not depend on how the tensors are spread over files.
+        Raises CheckpointInvalid if a tensor holds NaN or infinity.
         """
-        config = {key: self.config[key] for key in self.config.keys() - _VOLATILE}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        tokenizer = self.path / "tokenizer.json"
-        digest.update(canonical.encode(tokenizer.read_bytes() if tokenizer.exists() else None))
+        digest = hashlib.sha256(_stable(self.config))
+        tokenizer = {
+            name: (self.path / name).read_bytes()
+            for name in _TOKENIZER_FILES
+            if (self.path / name).is_file()
+        }
+        digest.update(canonical.encode(tokenizer))
+        if (self.path / _TOKENIZER_CONFIG).is_file():
+            digest.update(_stable(_read_json(self.path / _TOKENIZER_CONFIG)))
         for name in sorted(self.shapes):
             digest.update(canonical.encode([name, self._dtypes[name], self.shapes[name]]))
             for _, array in self._raw([name]):
@@ -129,7 +167,7 @@ def check_fine_tuned(own: Checkpoint, base: Checkpoint) -> None:
     """Checks that `own` can have been fine-tuned from `base`.
 
     Raises CheckpointInvalid for another architecture, other tensors, other labels or label
-    order, or weights that point elsewhere than the base's (another pre-training), and NotFinite.
+    order, weights that point elsewhere than the base's (another pre-training), or NaN.
     """
     if own.architecture != base.architecture:
         raise CheckpointInvalid(
@@ -192,19 +230,22 @@ class CheckpointWriter:
     def write(self, index: int, weights: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Writes block number `index`; returns its tensors in the dtypes of the base.
 
-        Raises CheckpointInvalid if names or shapes are not the block's, NotFinite if a
+        Raises SchemaMismatch if names or shapes are not the block's, NotFinite if a
         number is not finite in that dtype.
         """
         block = self._blocks[index]
         if {name: array.shape for name, array in weights.items()} != block.shapes:
-            raise CheckpointInvalid(f"the tensors are not those of block '{block.name}'")
+            raise SchemaMismatch(f"the tensors are not those of block '{block.name}'")
         with np.errstate(over="ignore"):
             cast = {name: weights[name].astype(self._base.dtype(name)) for name in block.shapes}
         for name, array in cast.items():
             if not np.isfinite(array).all():
                 raise NotFinite(f"merged tensor '{name}' holds NaN or infinity")
+        # The model is another from here on; without an index the folder does not load.
+        (self.path / _INDEX).unlink(missing_ok=True)
         with replacing(self.path / self._shard(index)) as temporary:
-            save_file(cast, temporary, metadata={"format": "pt"})
+            # Not save_file: it does not say why it fails, e.g. that the disk is full.
+            temporary.write_bytes(save(cast, metadata={"format": "pt"}))
         return cast
 
     def has(self, index: int) -> bool:
@@ -217,9 +258,9 @@ class CheckpointWriter:
         if missing:
             raise CheckpointInvalid(f"'{self.path}' lacks the blocks {', '.join(missing)}")
         for file in sorted(self._base.path.iterdir()):
-            if file.suffix in (".json", ".txt", ".model") and file.name != _INDEX:
+            if file.is_file() and file.suffix in _COPIED and file.name != _INDEX:
                 with replacing(self.path / file.name) as temporary:
-                    shutil.copyfile(file, temporary)
+                    temporary.write_bytes(file.read_bytes())
         index = {
             "metadata": {"total_size": sum(f.stat().st_size for f in self._shards())},
             "weight_map": {
@@ -253,9 +294,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_files(path: Path) -> list[Path]:
+def _labels(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    by_id = config.get("id2label") or {}
+    if not isinstance(by_id, dict) or by_id.keys() != {str(i) for i in range(len(by_id))}:
+        raise CheckpointInvalid(
+            f"id2label in '{path / 'config.json'}' does not number the labels 0, 1, 2 ..."
+        )
+    return tuple(str(by_id[str(index)]) for index in range(len(by_id)))
+
+
+def _stable(config: Mapping[str, Any]) -> bytes:
+    """What of a configuration does not change from save to save."""
+    kept = {key: config[key] for key in config.keys() - _VOLATILE}
+    return json.dumps(kept, sort_keys=True).encode()
+
+
+def _weight_files(path: Path) -> dict[Path, frozenset[str] | None]:
+    """The files that hold tensors, each with the names that the index promises in it."""
     if (path / _WEIGHTS).is_file():
-        return [path / _WEIGHTS]
+        return {path / _WEIGHTS: None}
     if not (path / _INDEX).is_file():
         raise CheckpointInvalid(
             f"'{path}' has no {_WEIGHTS}",
@@ -264,7 +321,9 @@ def _weight_files(path: Path) -> list[Path]:
     weight_map = _read_json(path / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointInvalid(f"'{path / _INDEX}' has no weight_map")
-    files = sorted({str(file) for file in weight_map.values()})
-    if any(Path(file).name != file for file in files):
-        raise CheckpointInvalid(f"'{path / _INDEX}' points outside its folder")
-    return [path / file for file in files]
+    names: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if Path(str(file)).name != file or not file or file == "..":
+            raise CheckpointInvalid(f"'{path / _INDEX}' points outside its folder")
+        names.setdefault(file, set()).add(name)
+    return {path / file: frozenset(names[file]) for file in sorted(names)}

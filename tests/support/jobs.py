@@ -1,0 +1,106 @@
+"""Small jobs: a base, owners whose models are the base plus noise, and a plan.
+
+job = make_job(tmp_path, "roberta", owners=3)
+sessions = [job.session(k) for k in range(3)]
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.plan import Plan
+from blindmerge_client.session import Session
+from support.pico import Architecture, pico_encoder, pico_examples
+
+__all__ = ["LABELS", "Job", "edit_config", "edit_weights", "make_job", "make_plan_for", "noisy"]
+
+LABELS = ("no", "yes", "maybe")
+
+
+@dataclass(frozen=True)
+class Job:
+    """base, owners: checkpoint folders.   texts: by owner.   folder: where sessions live."""
+
+    base: Path
+    owners: tuple[Path, ...]
+    texts: tuple[tuple[str, ...], ...]
+    plan: Plan
+    folder: Path
+
+    def session(self, owner: int) -> Session:
+        """A new session object of this owner, on its folder."""
+        folder = self.folder / f"session-{owner}"
+        return Session(self.plan, self.base, self.owners[owner], self.texts[owner], folder)
+
+
+def make_job(
+    folder: Path,
+    architecture: Architecture = "bert",
+    owners: int = 2,
+    texts: int = 12,
+    method: str = "regmean",
+    **options: Any,
+) -> Job:
+    """A job of `owners` different models, with `texts` different texts each."""
+    base = pico_encoder(folder / "base", architecture, labels=LABELS)
+    return Job(
+        base=base,
+        owners=tuple(noisy(base, folder / f"own-{k}", seed=k) for k in range(owners)),
+        texts=tuple(pico_examples(texts, seed=k).texts for k in range(owners)),
+        plan=make_plan_for(base, method, **options),
+        folder=folder,
+    )
+
+
+def make_plan_for(base: Path, method: str = "regmean", **options: Any) -> Plan:
+    """A plan for this base.   options: of the method."""
+    checkpoint = Checkpoint(base)
+    return Plan.model_validate(
+        {
+            "job": "job-1",
+            "base": checkpoint.sha256,
+            "manifest": checkpoint.manifest,
+            "labels": checkpoint.labels,
+            "method": {"name": method, **options},
+            "examples": 100,
+            "max_length": 32,
+        }
+    )
+
+
+def noisy(base: Path, folder: Path, seed: int) -> Path:
+    """A copy of a checkpoint with noise on every number, as if fine-tuned."""
+    shutil.copytree(base, folder)
+    rng = np.random.default_rng(seed)
+
+    def add(tensors: dict[str, Any]) -> None:
+        for name in sorted(tensors):
+            noise = 0.01 * rng.standard_normal(tensors[name].shape)
+            tensors[name] = (tensors[name] + noise).astype(np.float32)
+
+    return edit_weights(folder, add)
+
+
+def edit_weights(folder: Path, edit: Any) -> Path:
+    """Applies `edit` to the dict of tensors of a checkpoint with one file."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def edit_config(
+    folder: Path, file: str = "config.json", drop: Sequence[str] = (), **to: Any
+) -> Path:
+    """Changes or drops keys of a JSON file in a checkpoint."""
+    config = json.loads((folder / file).read_text())
+    config = {key: config[key] for key in config if key not in drop} | to
+    (folder / file).write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,448 @@
+"""Checkpoints: what is read, what is refused, what two of them have in common."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from blindmerge.checkpoint import Checkpoint, CheckpointWriter, check_fine_tuned
+from blindmerge.errors import (
+    CheckpointInvalid,
+    NotFinite,
+    ResourceMissing,
+    SchemaMismatch,
+    UnknownTensor,
+)
+from support.jobs import LABELS, edit_config, edit_weights, noisy
+from support.pico import Architecture, pico_encoder
+
+ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return pico_encoder(tmp_path / "base", labels=LABELS)
+
+
+def shard(folder: Path, parts: int = 3) -> Path:
+    """Spreads the tensors over files, every third one into the same."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map: dict[str, str] = {}
+    for part in range(parts):
+        names = sorted(tensors)[part::parts]
+        save_file({name: tensors[name] for name in names}, folder / f"part{part}.safetensors")
+        weight_map |= dict.fromkeys(names, f"part{part}.safetensors")
+    write_index(folder, weight_map)
+    return folder
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return dict(index["weight_map"])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_reads_what_transformers_has(architecture: Architecture, tmp_path: Path) -> None:
+    folder = pico_encoder(tmp_path / "model", architecture, labels=LABELS)
+    checkpoint = Checkpoint(folder)
+    state = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    assert checkpoint.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert checkpoint.labels == LABELS
+    for name, array in checkpoint.read(state).items():
+        assert array.dtype == np.float64
+        np.testing.assert_array_equal(array, state[name].numpy())
+
+
+def test_shards_are_the_same_checkpoint_as_one_file(base: Path, tmp_path: Path) -> None:
+    one, many = Checkpoint(base), Checkpoint(shard(shutil.copytree(base, tmp_path / "many")))
+    assert many.sha256 == one.sha256
+    assert many.manifest == one.manifest
+    read = one.read(one.shapes)
+    for name, array in many.read(many.shapes).items():
+        np.testing.assert_array_equal(array, read[name])
+    check_fine_tuned(many, one)
+
+
+def one_number(folder: Path) -> None:
+    def add(tensors: dict[str, Any]) -> None:
+        flat = tensors[QUERY].reshape(-1)
+        flat[7] = np.nextafter(flat[7], np.float32(1))
+
+    edit_weights(folder, add)
+
+
+def swap_equal_shapes(folder: Path) -> None:
+    def swap(tensors: dict[str, Any]) -> None:
+        key = QUERY.replace("query", "key")
+        tensors[QUERY], tensors[key] = tensors[key], tensors[QUERY]
+
+    edit_weights(folder, swap)
+
+
+def other_dtype(folder: Path) -> None:
+    def widen(tensors: dict[str, Any]) -> None:
+        tensors[QUERY] = tensors[QUERY].astype(np.float64)
+
+    edit_weights(folder, widen)
+
+
+def other_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_number,
+        swap_equal_shapes,
+        other_dtype,
+        other_tokenizer,
+        lambda path: edit_config(path, id2label={"0": "yes", "1": "no", "2": "maybe"}),
+        lambda path: edit_config(path, layer_norm_eps=1e-5),
+        lambda path: edit_config(path, "tokenizer_config.json", do_lower_case=False),
+        lambda path: (path / "tokenizer.json").rename(path / "old.json"),
+        lambda path: (path / "vocab.txt").write_text("[PAD]\nzebra\n"),
+    ],
+)
+def test_the_hash_tells_apart_what_computes_something_else(base: Path, change: Any) -> None:
+    before = Checkpoint(base).sha256
+    contents = {file.name: file.read_bytes() for file in base.iterdir()}
+    change(base)
+    assert {file.name: file.read_bytes() for file in base.iterdir()} != contents
+    assert Checkpoint(base).sha256 != before
+
+
+def test_the_hash_does_not_see_what_changes_from_save_to_save(base: Path) -> None:
+    before = Checkpoint(base).sha256
+    edit_config(base, transformers_version="9", _name_or_path="/home/somebody", dtype="float16")
+    edit_config(base, "tokenizer_config.json", is_local=True, name_or_path="elsewhere")
+    (base / "README.md").write_text("A model.")
+    assert Checkpoint(base).sha256 == before
+
+
+def test_the_hash_survives_loading_and_saving(base: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    model.save_pretrained(tmp_path / "again")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / file, tmp_path / "again")
+    assert Checkpoint(tmp_path / "again").sha256 == Checkpoint(base).sha256
+
+
+def drop(name: str) -> Any:
+    return lambda tensors: tensors.pop(name)
+
+
+def put(name: str, array: Any) -> Any:
+    return lambda tensors: tensors.update({name: array})
+
+
+def only_a_pickle(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
+def truncated(path: Path) -> None:
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def huge_header(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+
+
+def index_points_to(file: str) -> Any:
+    def change(path: Path) -> None:
+        weight_map = read_index(shard(path))
+        write_index(path, weight_map | {QUERY: file})
+
+    return change
+
+
+def index_lacks_a_tensor(path: Path) -> None:
+    weight_map = read_index(shard(path))
+    del weight_map[QUERY]
+    write_index(path, weight_map)
+
+
+def index_has_one_too_many(path: Path) -> None:
+    write_index(path, read_index(shard(path)) | {"more": "part0.safetensors"})
+
+
+def one_tensor_in_two_shards(path: Path) -> None:
+    shard(path)
+    tensors = load_file(path / "part0.safetensors")
+    save_file(tensors | load_file(path / "part1.safetensors"), path / "part1.safetensors")
+
+
+def one_shard_is_missing(path: Path) -> None:
+    (shard(path) / "part1.safetensors").unlink()
+
+
+def in_bfloat16(path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.bfloat16)
+    model.save_pretrained(path)
+
+
+UNREADABLE = [
+    (lambda path: (path / "config.json").unlink(), r"config\.json' is missing"),
+    (lambda path: (path / "config.json").write_text("{"), r"config\.json' is not a readable JSON"),
+    (lambda path: (path / "config.json").write_bytes(b"\xff"), "is not a readable JSON"),
+    (lambda path: (path / "config.json").write_text("[]"), "does not hold a JSON object"),
+    (lambda path: edit_config(path, drop=["architectures"]), "names no architecture"),
+    (lambda path: edit_config(path, id2label={"zero": "no"}), "id2label"),
+    (lambda path: edit_config(path, id2label={"0": "no", "2": "yes"}), "id2label"),
+    (lambda path: edit_config(path, id2label=["no", "yes"]), "id2label"),
+    (only_a_pickle, r"has no model\.safetensors"),
+    (truncated, "not a readable safetensors file"),
+    (huge_header, "not a readable safetensors file"),
+    (lambda path: write_index(shard(path), {}), "has no weight_map"),
+    (lambda path: write_index(shard(path), ["part0"]), "has no weight_map"),
+    (index_points_to("../secret.safetensors"), "points outside"),
+    (index_points_to("/etc/passwd"), "points outside"),
+    (index_points_to(".."), "points outside"),
+    (index_points_to(""), "points outside"),
+    (index_lacks_a_tensor, f"disagree.*'{QUERY}'"),
+    (index_has_one_too_many, "disagree.*'more'"),
+    (one_tensor_in_two_shards, "disagree"),
+    (one_shard_is_missing, "part1.*not a readable"),
+    (in_bfloat16, "tensor 'bert.*is BF16"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), UNREADABLE)
+def test_what_cannot_be_read_is_named(base: Path, spoil: Any, words: str) -> None:
+    spoil(base)
+    with pytest.raises(CheckpointInvalid, match=words) as raised:
+        Checkpoint(base)
+    assert raised.value.exit_code == 4
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_none_is_named(base: Path, number: float) -> None:
+    edit_weights(base, lambda tensors: tensors[QUERY].__setitem__((3, 4), number))
+    checkpoint = Checkpoint(base)
+    for read in (lambda: checkpoint.read([QUERY]), lambda: checkpoint.sha256):
+        with pytest.raises(CheckpointInvalid, match=f"'{QUERY}'.*NaN or infinity") as raised:
+            read()
+        assert "learning rate" in raised.value.hint
+    checkpoint.read(checkpoint.shapes.keys() - {QUERY})
+
+
+def test_a_matrix_of_integers_has_no_rule(base: Path) -> None:
+    edit_weights(base, put(QUERY, np.zeros((16, 16), dtype=np.int64)))
+    with pytest.raises(CheckpointInvalid, match=f"'{QUERY}'.*integers"):
+        _ = Checkpoint(base).manifest
+
+
+def test_an_absent_tensor_cannot_be_read(base: Path) -> None:
+    with pytest.raises(CheckpointInvalid, match="no tensor 'more'"):
+        Checkpoint(base).read(["more"])
+
+
+def test_a_tensor_without_a_rule_is_named(base: Path) -> None:
+    edit_weights(base, put("adapter.weight", np.zeros((2, 2), dtype=np.float32)))
+    with pytest.raises(UnknownTensor, match=r"adapter\.weight"):
+        _ = Checkpoint(base).manifest
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fine_tuned_model_passes(architecture: Architecture, tmp_path: Path) -> None:
+    base = pico_encoder(tmp_path / "base", architecture, labels=LABELS)
+    check_fine_tuned(Checkpoint(noisy(base, tmp_path / "own", 1)), Checkpoint(base))
+    check_fine_tuned(Checkpoint(base), Checkpoint(base))
+
+
+FOREIGN = [
+    (lambda path: edit_weights(path, drop(QUERY)), f"'{QUERY}' is missing"),
+    (
+        lambda path: edit_weights(path, put("more", np.zeros(2, dtype=np.float32))),
+        r"'more' is \[2\].*missing in the base",
+    ),
+    (
+        lambda path: edit_weights(path, put(QUERY, np.zeros((16, 17), dtype=np.float32))),
+        r"\[16, 17\].*\[16, 16\]",
+    ),
+    (lambda path: edit_config(path, architectures=["BertForMaskedLM"]), "is a BertForMaskedLM"),
+    (lambda path: edit_config(path, id2label={"0": "a", "1": "b", "2": "c"}), r"\['a', 'b', 'c'\]"),
+    (
+        lambda path: edit_config(path, id2label={"0": "yes", "1": "no", "2": "maybe"}),
+        r"\['yes', 'no', 'maybe'\].*\['no', 'yes', 'maybe'\]",
+    ),
+    (
+        lambda path: edit_weights(
+            path, lambda t: t["classifier.bias"].__setitem__(0, np.float32("nan"))
+        ),
+        r"classifier\.bias.*NaN",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), FOREIGN)
+def test_a_model_that_cannot_be_merged_is_refused(
+    base: Path, tmp_path: Path, spoil: Any, words: str
+) -> None:
+    own = shutil.copytree(base, tmp_path / "own")
+    spoil(own)
+    with pytest.raises(CheckpointInvalid, match=words):
+        check_fine_tuned(Checkpoint(own), Checkpoint(base))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_another_pre_training_is_refused(architecture: Architecture, tmp_path: Path) -> None:
+    base, other = (
+        Checkpoint(pico_encoder(tmp_path / str(seed), architecture, seed=seed, labels=LABELS))
+        for seed in (0, 1)
+    )
+    with pytest.raises(CheckpointInvalid, match=r"not fine-tuned from the base.*-?0\.0") as raised:
+        check_fine_tuned(other, base)
+    assert "same weights" in raised.value.hint
+
+
+def test_all_zeros_are_refused(base: Path, tmp_path: Path) -> None:
+    def clear(tensors: dict[str, Any]) -> None:
+        for array in tensors.values():
+            array[...] = 0
+
+    own = edit_weights(shutil.copytree(base, tmp_path / "own"), clear)
+    with pytest.raises(CheckpointInvalid, match=r"cosine.*0\.00"):
+        check_fine_tuned(Checkpoint(own), Checkpoint(base))
+
+
+def weights_of(base: Path, index: int) -> dict[str, Any]:
+    checkpoint = Checkpoint(base)
+    return checkpoint.read(checkpoint.manifest.blocks[index].shapes)
+
+
+def write_all(writer: CheckpointWriter, base: Path, skip: int | None = None) -> None:
+    for index in range(len(Checkpoint(base).manifest.blocks)):
+        if index != skip:
+            writer.write(index, weights_of(base, index))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_written_is_read_again(architecture: Architecture, tmp_path: Path) -> None:
+    base = pico_encoder(tmp_path / "base", architecture, labels=LABELS)
+    writer = CheckpointWriter(tmp_path / "out", Checkpoint(base))
+    write_all(writer, base)
+    writer.finish()
+    assert Checkpoint(tmp_path / "out").sha256 == Checkpoint(base).sha256
+    loaded, report = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    for name, tensor in loaded.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), Checkpoint(base).read([name])[name])
+
+
+def test_an_unfinished_folder_does_not_load(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    writer = CheckpointWriter(out, Checkpoint(base))
+    write_all(writer, base, skip=2)
+    with pytest.raises(CheckpointInvalid, match=r"lacks the blocks bert\.encoder\.layer\.1"):
+        writer.finish()
+    shutil.copy(base / "config.json", out)
+    with pytest.raises(CheckpointInvalid, match=r"has no model\.safetensors"):
+        Checkpoint(out)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModelForSequenceClassification.from_pretrained(out)
+
+
+def test_writing_goes_on_where_it_stopped(base: Path, tmp_path: Path) -> None:
+    write_all(CheckpointWriter(tmp_path / "out", Checkpoint(base)), base, skip=1)
+    writer = CheckpointWriter(tmp_path / "out", Checkpoint(base))
+    assert [writer.has(index) for index in range(4)] == [True, False, True, True]
+    writer.write(1, weights_of(base, 1))
+    writer.finish()
+    assert Checkpoint(tmp_path / "out").sha256 == Checkpoint(base).sha256
+
+
+def test_a_finished_folder_that_is_written_again_does_not_load_half_way(
+    base: Path, tmp_path: Path
+) -> None:
+    writer = CheckpointWriter(tmp_path / "out", Checkpoint(base))
+    write_all(writer, base)
+    writer.finish()
+    writer.write(0, {name: array + 1 for name, array in weights_of(base, 0).items()})
+    with pytest.raises(CheckpointInvalid):
+        Checkpoint(tmp_path / "out")
+    writer.finish()
+    assert Checkpoint(tmp_path / "out").sha256 != Checkpoint(base).sha256
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        drop(QUERY),
+        put("more", np.zeros(2)),
+        lambda weights: weights.update({QUERY: weights[QUERY].T[:8]}),
+        lambda weights: weights.update({QUERY: weights[QUERY].reshape(-1)}),
+    ],
+)
+def test_tensors_of_another_block_are_not_written(base: Path, tmp_path: Path, spoil: Any) -> None:
+    writer = CheckpointWriter(tmp_path / "out", Checkpoint(base))
+    weights = weights_of(base, 1)
+    spoil(weights)
+    with pytest.raises(SchemaMismatch, match=r"bert\.encoder\.layer\.0"):
+        writer.write(1, weights)
+    assert not writer.has(1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e39])
+def test_numbers_that_the_dtype_does_not_hold_are_not_written(
+    base: Path, tmp_path: Path, number: float
+) -> None:
+    writer = CheckpointWriter(tmp_path / "out", Checkpoint(base))
+    weights = weights_of(base, 1)
+    weights[QUERY][0, 0] = number
+    with pytest.raises(NotFinite, match=QUERY):
+        writer.write(1, weights)
+    assert not writer.has(1)
+
+
+def test_half_precision_stays_and_overflow_is_refused(base: Path, tmp_path: Path) -> None:
+    def halve(tensors: dict[str, Any]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].astype(np.float16)
+
+    edit_weights(base, halve)
+    writer = CheckpointWriter(tmp_path / "out", Checkpoint(base))
+    weights = weights_of(base, 1)
+    # 65504 is the largest float16; from 65520 on it rounds to infinity.
+    weights[QUERY][0, 0] = 65519.0
+    written = writer.write(1, weights)
+    assert {array.dtype for array in written.values()} == {np.dtype(np.float16)}
+    assert written[QUERY][0, 0] == 65504
+    weights[QUERY][0, 0] = 65520.0
+    with pytest.raises(NotFinite, match=QUERY):
+        writer.write(1, weights)
+
+
+def test_a_full_disk_leaves_no_half_of_a_shard(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        with path.open("wb") as stream:
+            stream.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    writer = CheckpointWriter(tmp_path / "out", Checkpoint(base))
+    weights = weights_of(base, 1)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ResourceMissing, match="disk is full"):
+        writer.write(1, weights)
+    assert list((tmp_path / "out").iterdir()) == []

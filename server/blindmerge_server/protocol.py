@@ -12,7 +12,7 @@ Who is silent in a round has dropped out. `Unmasking` takes the masks off the su
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blindmerge.errors import JobAborted, ProtocolBroken
+from blindmerge.errors import JobAborted, PeerInvalid, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.secagg.manifest import SumManifest
 from blindmerge.secagg.messages import Block, Consent, Deal, Limits, MyAdvert, Opening, parse
@@ -25,8 +25,8 @@ from blindmerge_server.states import (
     Collecting,
     Dealing,
     OpeningRound,
+    OpenState,
     ServerState,
-    Unmasking,
 )
 
 __all__ = ["decode_state", "encode_state", "receive", "start"]
@@ -51,15 +51,16 @@ def start(
     return Advertising(manifest, roster, tuple(sorted(seats)), {})
 
 
-def receive(state: ServerState, seat: int, data: bytes) -> ServerState:
+def receive(state: OpenState, seat: int, data: bytes) -> OpenState:
     """The state after a message of the owner at `seat`, as the transport authenticated it.
 
     The same message again changes nothing. Raises PeerInvalid naming the owner, and leaves
     the state as it was; whoever sent it counts as silent until it says something valid.
     """
-    if isinstance(state, Unmasking):
-        raise ProtocolBroken("the sum is over; nothing more is awaited")
-    message = parse(data, Limits.of(state.manifest))
+    try:
+        message = parse(data, Limits.of(state.manifest))
+    except PeerInvalid as error:
+        raise ProtocolBroken(f"'{state.roster.name(seat)}': {error.message}") from error
     if message.manifest_hash != state.manifest.hash:
         raise ProtocolBroken(f"'{state.roster.name(seat)}' speaks of another manifest")
     next_state(SERVER, state.name, message.kind)

@@ -44,6 +44,7 @@ __all__ = [
     "Agreeing",
     "Collecting",
     "Dealing",
+    "OpenState",
     "OpeningRound",
     "ServerState",
     "Unmasking",
@@ -65,9 +66,8 @@ class Advertising:
         """Who may still answer."""
         return _without(self.allowed, self.records)
 
-    def request(self, seat: int) -> bytes:
+    def request(self, _: int) -> bytes:
         """The manifest, for everybody."""
-        del seat
         return encode(Propose(self.manifest.hash, self.manifest.encoded), len(self.roster))
 
     def on_advert(self, seat: int, message: MyAdvert) -> "Advertising":
@@ -108,9 +108,8 @@ class Dealing:
         """Who may still answer."""
         return _without(self.adverts.seats, self.deals)
 
-    def request(self, seat: int) -> bytes:
+    def request(self, _: int) -> bytes:
         """U1 with its adverts, for everybody in it."""
-        del seat
         return encode(AdvertList(self.manifest.hash, self.adverts), len(self.roster))
 
     def on_deal(self, seat: int, message: Deal) -> "Dealing":
@@ -221,9 +220,8 @@ class Agreeing:
         """Who may still answer."""
         return _without(self.sets.u3, self.consents)
 
-    def request(self, seat: int) -> bytes:
+    def request(self, _: int) -> bytes:
         """U3, for everybody in it."""
-        del seat
         return encode(Survivors(self.manifest.hash, self.sets.u3), len(self.roster))
 
     def on_consent(self, seat: int, message: Consent) -> "Agreeing":
@@ -270,9 +268,8 @@ class OpeningRound:
         """Who may still answer."""
         return _without(self.transcript.sets.u3, self.openings)
 
-    def request(self, seat: int) -> bytes:
+    def request(self, _: int) -> bytes:
         """The signatures, for everybody in U3."""
-        del seat
         proof = self.transcript
         return encode(
             ConsentList(self.manifest.hash, proof.signers, proof.signatures), len(self.roster)
@@ -363,7 +360,10 @@ class Unmasking:
     openers: tuple[int, ...]
 
 
-ServerState: TypeAlias = Advertising | Dealing | Collecting | Agreeing | OpeningRound | Unmasking
+OpenState: TypeAlias = Advertising | Dealing | Collecting | Agreeing | OpeningRound
+"""States that take messages."""
+
+ServerState: TypeAlias = OpenState | Unmasking
 
 STATES: dict[str, type[ServerState]] = {
     state.name: state

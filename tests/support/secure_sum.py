@@ -17,21 +17,13 @@ from blindmerge.identity import Identity, Roster
 from blindmerge.secagg.manifest import SumManifest, Terms, Thresholds
 from blindmerge.secagg.masks import Prg
 from blindmerge.secagg.messages import Block, Limits, Message, encode, parse
-from blindmerge.secagg.transcript import Transcript
+from blindmerge.secagg.transcript import Transcript, verify_transcript
 from blindmerge.statistic import Array, Statistic
 from blindmerge_client.protocol import OwnerJob, Receipt
 from blindmerge_client.rounds import digest_of_block
 from blindmerge_client.states import Masked, Revealed
 from blindmerge_server.protocol import decode_state, encode_state, receive, start
-from blindmerge_server.states import (
-    Advertising,
-    Agreeing,
-    Collecting,
-    Dealing,
-    OpeningRound,
-    ServerState,
-    Unmasking,
-)
+from blindmerge_server.states import OpenState, ServerState, Unmasking
 from blindmerge_server.unmask import sum_statistic
 from support.randomness import CounterRandomness
 
@@ -41,6 +33,7 @@ __all__ = [
     "Federation",
     "MemorySpool",
     "Outcome",
+    "check_sum",
     "federation",
     "identities",
     "manifest_for",
@@ -200,11 +193,11 @@ class Federation:
 
     def exchange(
         self,
-        state: ServerState,
+        state: OpenState,
         requests: Sequence[tuple[int, bytes]],
         spool: MemorySpool,
         step: str,
-    ) -> ServerState:
+    ) -> OpenState:
         """Sends requests, and gives the server what comes back."""
         for seat, request in requests:
             if seat in self.gone and ROUNDS.index(step) >= ROUNDS.index(self.gone[seat]):
@@ -215,7 +208,7 @@ class Federation:
                         state = self.accept(state, seat, data, spool)
         return state
 
-    def accept(self, state: ServerState, seat: int, data: bytes, spool: MemorySpool) -> ServerState:
+    def accept(self, state: OpenState, seat: int, data: bytes, spool: MemorySpool) -> OpenState:
         """One answer reaches the server."""
         try:
             message = parse(data, self.jobs[0].limits)
@@ -228,26 +221,39 @@ class Federation:
             return state
         return after
 
+    def ask(self, seat: int, message: Message) -> list[Message]:
+        """A hostile server says something to one owner; what it answers."""
+        answers = self.deliver(seat, encode(message, len(self.roster)))
+        return [parse(answer, self.jobs[0].limits) for answer in answers]
+
+    def advance(
+        self, manifest: SumManifest, stop: str, allowed: Sequence[int] | None = None
+    ) -> tuple[OpenState, MemorySpool]:
+        """An honest server's rounds before `stop`, which is open when this returns."""
+        spool = MemorySpool()
+        state: OpenState = start(manifest, self.roster, allowed)
+        for step in ROUNDS[: ROUNDS.index(stop)]:
+            state = self.round(state, spool, step)
+            closed = self.restarted(state.close())
+            assert not isinstance(closed, Unmasking)
+            state = closed
+        return state, spool
+
+    def round(self, state: OpenState, spool: MemorySpool, step: str) -> OpenState:
+        """One honest round, not closed."""
+        requests = [(seat, state.request(seat)) for seat in state.awaited]
+        return self.exchange(state, requests, spool, step)
+
     def run(self, manifest: SumManifest, allowed: Sequence[int] | None = None) -> "Outcome":
         """One whole run by an honest server.   Raises what makes the server stop."""
-        spool = MemorySpool()
-        state: ServerState = start(manifest, self.roster, allowed)
-        for step in ROUNDS:
-            assert not isinstance(state, Unmasking)
-            requests = [(seat, state.request(seat)) for seat in state.awaited]
-            state = self.exchange(state, requests, spool, step)
-            assert not isinstance(state, Unmasking)
-            state = self.restarted(state).close()
-        assert isinstance(state, Unmasking)
-        return Outcome(state, sum_statistic(state, spool))
+        state, spool = self.advance(manifest, "R4", allowed)
+        closed = self.restarted(self.round(state, spool, "R4").close())
+        assert isinstance(closed, Unmasking)
+        return Outcome(closed, sum_statistic(closed, spool))
 
-    def restarted(
-        self, state: ServerState
-    ) -> Advertising | Dealing | Collecting | Agreeing | OpeningRound:
+    def restarted(self, state: ServerState) -> ServerState:
         """The server's state after it was killed and started again."""
-        again = decode_state(encode_state(state)) if self.restarts else state
-        assert not isinstance(again, Unmasking)
-        return again
+        return decode_state(encode_state(state)) if self.restarts else state
 
     def expected(self, seats: Sequence[int]) -> dict[str, Array]:
         """The exact sum over some owners."""
@@ -282,3 +288,12 @@ def federation(owners: int, *, terms: Mapping[str, int] | None = None) -> Federa
     limits = Limits.of(manifest_for(roster, phases=9))
     jobs = [OwnerJob("job", identity, demanded, limits) for identity in everybody]
     return Federation(jobs, [statistic_of(seat) for seat in range(owners)])
+
+
+def check_sum(outcome: Outcome, owners: Federation, seats: Sequence[int]) -> None:
+    """The result is the exact sum over these owners, and its proof says so."""
+    assert outcome.transcript.sets.u3 == tuple(seats)
+    for name, exact in owners.expected(seats).items():
+        assert (outcome.total[name] == exact).all()
+    proof = verify_transcript(outcome.transcript.encode())
+    assert proof.summed == tuple(owners.roster.name(seat) for seat in seats)

@@ -29,7 +29,7 @@ from pydantic import (
 from blindmerge.errors import ConfigInvalid
 from blindmerge.merge import AnyMethod
 from blindmerge_client.data import SUFFIXES
-from blindmerge_client.finetune import TrainingOptions
+from blindmerge_client.options import TrainingOptions
 from blindmerge_server.simulate.mistakes import (
     Tables,
     explain,

@@ -13,8 +13,9 @@ from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import BlindmergeError
 from blindmerge.plan import Plan
 from blindmerge_client.data import Examples, read_examples
-from blindmerge_client.finetune import TrainingOptions, cached_finetune, prepare_base
+from blindmerge_client.finetune import cached_finetune, prepare_base
 from blindmerge_client.models import check_max_length
+from blindmerge_client.options import TrainingOptions
 from blindmerge_server.simulate.embedded import embedded_folder
 from blindmerge_server.simulate.federation import Federation, Owner
 

@@ -31,20 +31,24 @@ class _Accumulator:
         # Column-major, for BLAS to add to it in place; only the upper triangle is written.
         self.upper = np.zeros((group.width, group.width), order="F")
         self.rows = 0
-        self.mask = torch.empty(0)
-        self.calls: list[torch.Tensor] = []
+        self.running = False
+        self.mask = torch.empty(0)  # of the batch that runs
+        self.calls: dict[str, torch.Tensor] = {}  # input by layer, in that batch
 
     def begin(self, batch: Batch) -> None:
-        self.check()
+        self.end()
+        self.running = True
         self.mask = batch.inputs["attention_mask"].bool()
-        self.calls = []
 
-    def see(self, inputs: torch.Tensor) -> None:
-        """One layer of the group is called with `inputs`."""
-        self.calls.append(inputs)
+    def see(self, layer: str, inputs: torch.Tensor) -> None:
+        """A layer of the group is called with `inputs`."""
+        if layer in self.calls:
+            raise CheckpointInvalid(f"the layer '{layer}' was called twice in one pass")
+        first = next(iter(self.calls.values()), inputs)
+        self.calls[layer] = inputs
         if len(self.calls) == 1:
             self.add(_rows(self.group, inputs.detach(), self.mask))
-        elif not _same(inputs, self.calls[0]):
+        elif not _same(inputs, first):
             raise CheckpointInvalid(
                 f"the layers of '{self.group.name}' do not share one input",
                 hint="the model's code differs from its architecture's rules",
@@ -59,23 +63,23 @@ class _Accumulator:
         )
         self.rows += len(rows)
 
-    def check(self) -> None:
+    def end(self) -> None:
         """Every layer was called once in the batch that ends."""
-        if len(self.calls) not in (0, len(self.group.layers)):
-            raise CheckpointInvalid(
-                f"the layers of '{self.group.name}' were called {len(self.calls)} times "
-                f"in one pass, not {len(self.group.layers)}"
-            )
+        for layer in self.group.layers if self.running else ():
+            if layer.name not in self.calls:
+                raise CheckpointInvalid(f"the layer '{layer.name}' was not called in a pass")
+        self.running = False
+        self.calls = {}
 
     def evidence(self) -> GramEvidence:
-        self.check()
+        self.end()
         upper = np.triu(self.upper)
         return GramEvidence(total=upper + np.triu(upper, 1).T, rows=self.rows)
 
 
 def _rows(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The rows of a batch that count: [n, inputs]."""
-    if group.rows == "sequences" and inputs.ndim == 2:
+    if group.rows == "sequences" and inputs.shape[:-1] == mask.shape[:1]:
         return inputs
     if group.rows == "tokens" and inputs.shape[:-1] == mask.shape:
         return inputs[mask]
@@ -100,7 +104,7 @@ def gram_hooks(model: nn.Module, groups: Sequence[Group]) -> Iterator[Mapping[st
     try:
         for group in groups:
             for layer in group.layers:
-                hook = _hook(accumulators[group.name])
+                hook = _hook(layer.name, accumulators[group.name])
                 module = model.get_submodule(layer.name)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield accumulators
@@ -109,9 +113,9 @@ def gram_hooks(model: nn.Module, groups: Sequence[Group]) -> Iterator[Mapping[st
             handle.remove()
 
 
-def _hook(accumulator: _Accumulator) -> Any:
+def _hook(layer: str, accumulator: _Accumulator) -> Any:
     def see(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        accumulator.see(args[0] if args else kwargs["input"])
+        accumulator.see(layer, args[0] if args else kwargs["input"])
 
     return see
 

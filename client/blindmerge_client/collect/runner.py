@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from blindmerge.errors import CheckpointInvalid
+from blindmerge.files import explaining, save_array
 from blindmerge_client.batches import Batch
 
 __all__ = ["BlockRunner"]
@@ -58,13 +59,16 @@ class BlockRunner:
         # No fsync as for results: after a power cut the states are simply computed again.
         partial = self._folder / "hidden.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700, parents=True)
-        self._pass(index, observe, partial)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with explaining(partial):
+            partial.mkdir(mode=0o700)
+            self._pass(index, observe, partial)
         shutil.rmtree(self._boundary(index), ignore_errors=True)
         partial.rename(self._boundary(index))
-        # The boundary before stays: a repeated request for this block starts from it.
-        for old in range(before):
-            shutil.rmtree(self._boundary(old), ignore_errors=True)
+        # The boundary before stays: a repeated request for this block starts from it. Later ones
+        # go too, or requests in descending order would fill the disk.
+        for other in set(range(len(self._layers))) - {before, index}:
+            shutil.rmtree(self._boundary(other), ignore_errors=True)
 
     def _boundary(self, index: int) -> Path:
         return self._folder / f"hidden-{index}"
@@ -83,7 +87,7 @@ class BlockRunner:
                 with suppress(_EndOfBlock):
                     self._model(**batch.inputs)
             if save_to is not None:
-                np.save(save_to / f"{number}.npy", ended[0].numpy())
+                save_array(save_to / f"{number}.npy", ended[0].numpy())
 
 
 @contextmanager

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from blindmerge.errors import CheckpointInvalid
-from blindmerge.files import replacing
+from blindmerge.files import replacing, save_array
 from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch
 
 __all__ = ["collect_fisher", "read_fisher"]
 
-Totals = Mapping[str, Array]
+Totals = Mapping[str, np.memmap[Any, np.dtype[np.float64]]]
 PerExample = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
@@ -40,9 +40,7 @@ def collect_fisher(
     with replacing(folder) as temporary:
         temporary.mkdir(mode=0o700)
         totals = {
-            name: np.lib.format.open_memmap(
-                temporary / f"{name}.npy", mode="w+", dtype=np.float64, shape=shape
-            )
+            name: _zeros(temporary / f"{name}.npy", shape)
             for name, shape in manifest.shapes.items()
         }
         _accumulate(model.eval(), batches, totals)
@@ -50,6 +48,13 @@ def collect_fisher(
         for total in totals.values():
             total /= examples
             total.flush()
+
+
+def _zeros(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float64]]:
+    # Not a sparse file, as numpy would make it: where the disk is full, writing to a hole of a
+    # mapped file kills the process.
+    save_array(path, np.zeros(shape))
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def read_fisher(folder: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -66,9 +71,10 @@ class _Probabilities:
 
 def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> None:
     weight = _Probabilities()
-    model.requires_grad_(False)
     with ExitStack() as hooks:
-        hooks.callback(model.requires_grad_)
+        for parameter in model.parameters():
+            hooks.callback(parameter.requires_grad_, parameter.requires_grad)
+        model.requires_grad_(False)
         for name, module in model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
                 handle = module.register_forward_hook(_hook(name, module, totals, weight))

@@ -4,14 +4,17 @@ A session answers each phase of the plan with a statistic and keeps the merged t
 is sent. All its state lies in its folder, so that a process that died can be started again.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_fine_tuned
-from blindmerge.errors import DataInvalid, PeerInvalid
+from blindmerge.errors import ConfigInvalid, DataInvalid, PeerInvalid
+from blindmerge.files import replacing
 from blindmerge.manifest import Block
 from blindmerge.merge import BlockEvidence, Evidence, Fisher, GramEvidence
 from blindmerge.plan import Plan
@@ -20,7 +23,7 @@ from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.collect.gram import collect_grams
 from blindmerge_client.collect.runner import BlockRunner
-from blindmerge_client.models import load_model, load_tokenizer
+from blindmerge_client.models import check_max_length, load_model, load_tokenizer
 
 __all__ = ["Session"]
 
@@ -35,8 +38,9 @@ class Session:
     texts: the owner's examples; the plan's first `examples` of them are used.
     folder: private to this job and owner; created if missing.
 
-    Raises PeerInvalid if the plan is for another base, CheckpointInvalid or NotFinite if
-    `own` does not fit the base, DataInvalid if there is no text; all before any work.
+    Raises PeerInvalid if the plan does not fit the base, CheckpointInvalid if `own` does
+    not, DataInvalid if there is no text, or if the folder was made for another model or other
+    texts; all before any work.
     """
 
     def __init__(
@@ -51,17 +55,43 @@ class Session:
         self._texts = tuple(texts[: plan.examples])
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._bind_folder()
         self._writer = CheckpointWriter(folder / "merged", self._base)
 
     def _check(self) -> None:
+        # The coordinator reads these messages: no path of ours.
         if self._base.sha256 != self.plan.base:
             raise PeerInvalid(
-                f"the plan is for another base model than '{self._base.path}'",
+                "the plan is for another base model than this owner's",
                 hint="get the base model that the coordinator announced, or ask for the right plan",
             )
         if self._base.manifest != self.plan.manifest or self._base.labels != self.plan.labels:
             raise PeerInvalid("the plan's tensors or labels are not those of its base model")
+        self._check_max_length()
         check_fine_tuned(self._own, self._base)
+
+    def _check_max_length(self) -> None:
+        try:
+            check_max_length(self._base.path, self.plan.max_length)
+        except ConfigInvalid as error:
+            raise PeerInvalid("the plan's max_length is more than its base model takes") from error
+        # With no room for one word beside its special tokens a tokenizer cuts nothing at all.
+        special = load_tokenizer(self._base.path).num_special_tokens_to_add()
+        if self.plan.max_length <= special:
+            raise PeerInvalid(f"the plan's max_length is not above {special} special tokens")
+
+    def _bind_folder(self) -> None:
+        """Half a job from one model or text and half from another would be neither's."""
+        inputs = hashlib.sha256(canonical.encode([self._own.sha256, self._texts])).hexdigest()
+        note = self._folder / "inputs.sha256"
+        if not note.exists():
+            with replacing(note) as temporary:
+                temporary.write_text(inputs)
+        elif note.read_text() != inputs:
+            raise DataInvalid(
+                f"the model or the examples changed since the job in '{self._folder}' began",
+                hint="put them back, or ask the coordinator for a new job",
+            )
 
     def contribute(self, phase: int) -> Statistic:
         """What this owner sends in phase number `phase`; its schema follows from the plan.
@@ -84,7 +114,7 @@ class Session:
     def receive(self, phase: int, merged: Tensors) -> None:
         """Keeps the merged tensors of a phase.
 
-        Raises PeerInvalid, CheckpointInvalid or NotFinite if they are not the block's.
+        Raises PeerInvalid, also as SchemaMismatch or NotFinite, if they are not the block's.
         """
         self._block(phase)
         self._writer.write(phase, merged)
@@ -96,7 +126,7 @@ class Session:
 
     def _block(self, phase: int) -> Block:
         if not 0 <= phase < len(self.plan.phases):
-            raise PeerInvalid(f"the plan has {len(self.plan.phases)} phases, not {phase + 1}")
+            raise PeerInvalid(f"there is no phase {phase}: the plan has {len(self.plan.phases)}")
         return self.plan.phases[phase]
 
     @cached_property

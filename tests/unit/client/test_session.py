@@ -1,0 +1,196 @@
+"""A session refuses what it must, answers the same every time, and survives its process."""
+
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.errors import (
+    CheckpointInvalid,
+    DataInvalid,
+    NotFinite,
+    PeerInvalid,
+    SchemaMismatch,
+)
+from blindmerge.merge import METHODS
+from blindmerge.plan import Plan
+from blindmerge.statistic import Statistic
+from blindmerge_client.session import Session
+from support.jobs import Job, make_job, noisy
+from support.pico import pico_encoder
+
+PRIVATE = "the zebra sold its phone to fabius"
+
+
+def raw(statistic: Statistic) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in statistic.arrays.items()}
+
+
+def with_plan(job: Job, **changes: Any) -> Job:
+    plan = Plan.model_validate(dict(job.plan) | changes)
+    return Job(job.base, job.owners, job.texts, plan, job.folder)
+
+
+def other_base(job: Job) -> Job:
+    other = pico_encoder(job.folder / "other", seed=9, labels=job.plan.labels)
+    return with_plan(job, base=Checkpoint(other).sha256)
+
+
+def other_labels(job: Job) -> Job:
+    return with_plan(job, labels=tuple(reversed(job.plan.labels)))
+
+
+def other_manifest(job: Job) -> Job:
+    blocks = job.plan.manifest.blocks
+    manifest = job.plan.manifest.model_copy(update={"blocks": blocks[:-2] + blocks[-1:]})
+    return with_plan(job, manifest=manifest)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (other_base, "another base model"),
+        (other_labels, "labels"),
+        (other_manifest, "tensors"),
+        (lambda job: with_plan(job, max_length=65), "max_length is more than"),
+        (lambda job: with_plan(job, max_length=2), "max_length is not above 2"),
+    ],
+)
+def test_a_plan_for_something_else_is_refused(tmp_path: Path, spoil: Any, words: str) -> None:
+    job = spoil(make_job(tmp_path))
+    with pytest.raises(PeerInvalid, match=words) as raised:
+        job.session(0)
+    # The coordinator reads it.
+    assert str(tmp_path) not in raised.value.message
+    assert not (tmp_path / "session-0").exists()
+
+
+@pytest.mark.parametrize("max_length", [3, 64])
+def test_the_shortest_and_the_longest_max_length_work(tmp_path: Path, max_length: int) -> None:
+    job = with_plan(make_job(tmp_path), max_length=max_length)
+    job.session(0).contribute(1)
+
+
+def test_no_text_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    with pytest.raises(DataInvalid, match="no examples"):
+        Session(job.plan, job.base, job.owners[0], [], tmp_path / "session")
+
+
+def test_a_model_that_was_not_fine_tuned_from_the_base_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    stranger = pico_encoder(tmp_path / "stranger", seed=9, labels=job.plan.labels)
+    with pytest.raises(CheckpointInvalid, match="not fine-tuned from the base"):
+        Session(job.plan, job.base, stranger, job.texts[0], tmp_path / "session")
+
+
+@pytest.mark.parametrize("phase", [-1, -4, 4, 5, 10**30])
+def test_a_phase_that_the_plan_does_not_have_is_refused(tmp_path: Path, phase: int) -> None:
+    session = make_job(tmp_path).session(0)
+    for ask in (session.contribute, session.evidence, lambda p: session.receive(p, {})):
+        with pytest.raises(PeerInvalid, match=f"no phase {phase}: the plan has 4"):
+            ask(phase)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_asking_twice_gives_the_same_bytes(method: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, method=method)
+    session = job.session(0)
+    first = [raw(session.contribute(phase)) for phase in range(4)]
+    assert [raw(session.contribute(phase)) for phase in range(4)] == first
+    assert [raw(session.contribute(phase)) for phase in (3, 1)] == [first[3], first[1]]
+    # Another process: on the same folder, and from scratch.
+    assert [raw(job.session(0).contribute(phase)) for phase in range(4)] == first
+    shutil.rmtree(tmp_path / "session-0")
+    assert [raw(job.session(0).contribute(phase)) for phase in range(4)] == first
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_statistic_has_the_schema_of_the_plan_whatever_the_texts(
+    method: str, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, method=method)
+    for number, texts in enumerate((["a"], [PRIVATE] * 40, ["x " * 500, "", "\N{SNOWMAN}"])):
+        session = Session(job.plan, job.base, job.owners[0], texts, tmp_path / str(number))
+        for phase, block in enumerate(job.plan.phases):
+            statistic = session.contribute(phase)
+            schema = job.plan.method.schema_of(block)
+            assert {n: array.shape for n, array in statistic.arrays.items()} == dict(schema)
+            assert {array.dtype for array in statistic.arrays.values()} == {np.dtype(np.float64)}
+
+
+def test_no_text_is_in_a_statistic_or_on_disk(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    session = Session(job.plan, job.base, job.owners[0], [PRIVATE] * 3, tmp_path / "session")
+    words = [word.encode() for word in PRIVATE.split() if len(word) > 3]
+    for phase in range(4):
+        for name, data in raw(session.contribute(phase)).items():
+            assert not any(word in data or word in name.encode() for word in words)
+    files = [path for path in (tmp_path / "session").rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        assert not any(word in file.read_bytes() for word in words)
+
+
+def test_only_the_plans_number_of_examples_is_used(tmp_path: Path) -> None:
+    job = with_plan(make_job(tmp_path), examples=4)
+    texts = job.texts[0]
+    some = Session(job.plan, job.base, job.owners[0], texts[:4], tmp_path / "some")
+    every = Session(job.plan, job.base, job.owners[0], texts, tmp_path / "every")
+    assert raw(some.contribute(1)) == raw(every.contribute(1))
+    assert every.evidence(3).grams["classifier"].rows == 4
+
+
+def test_a_folder_of_another_model_or_other_texts_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.session(0).contribute(1)
+    retrained = noisy(job.base, tmp_path / "retrained", seed=99)
+    for own, texts in ((retrained, job.texts[0]), (job.owners[0], job.texts[1])):
+        with pytest.raises(DataInvalid, match="changed since the job"):
+            Session(job.plan, job.base, own, texts, tmp_path / "session-0")
+    job.session(0).contribute(2)
+
+
+def test_the_base_tokenizer_is_used_not_the_owners(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    before = raw(job.session(0).contribute(1))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (job.owners[0] / file).unlink()
+    own = Session(job.plan, job.base, job.owners[0], job.texts[0], tmp_path / "again")
+    assert raw(own.contribute(1)) == before
+
+
+def test_the_folder_is_private(tmp_path: Path) -> None:
+    make_job(tmp_path).session(0)
+    assert stat.S_IMODE((tmp_path / "session-0").stat().st_mode) == 0o700
+
+
+def test_received_blocks_make_the_merged_checkpoint(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    merged = Checkpoint(noisy(job.base, tmp_path / "merged", seed=7))
+    for phase, block in enumerate(job.plan.phases):
+        # Every phase another process: what was received before is still there.
+        job.session(0).receive(phase, merged.read(block.shapes))
+        if phase < 3:
+            with pytest.raises(CheckpointInvalid, match="lacks the blocks"):
+                job.session(0).finish()
+    assert Checkpoint(job.session(0).finish()).sha256 == merged.sha256
+
+
+def test_received_blocks_that_are_none_are_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    session = job.session(0)
+    good = Checkpoint(job.base).read(job.plan.phases[1].shapes)
+    name = next(iter(good))
+    with pytest.raises(SchemaMismatch):
+        session.receive(2, good)
+    with pytest.raises(SchemaMismatch):
+        session.receive(1, {})
+    with pytest.raises(NotFinite, match=name):
+        session.receive(1, good | {name: np.full_like(good[name], np.nan)})
+    with pytest.raises(CheckpointInvalid, match="lacks the blocks"):
+        session.finish()

@@ -38,6 +38,7 @@ from blindmerge_client.batches import pad, tokenize
 from blindmerge_client.data import Examples
 from blindmerge_client.models import (
     check_max_length,
+    has_bfloat16,
     load_encoder,
     load_model,
     load_tokenizer,
@@ -131,7 +132,7 @@ def finetune_key(base_sha256: str, examples: Examples, options: TrainingOptions)
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "device": _device(),
-        "bfloat16": _has_bfloat16(),
+        "bfloat16": has_bfloat16(),
     }
     return hashlib.sha256(canonical.encode(content)).hexdigest()
 
@@ -214,14 +215,6 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _has_bfloat16() -> bool:
-    """Whether the device multiplies matrices in bfloat16; emulated, it would be slower."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -231,7 +224,7 @@ def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
         warmup_steps=options.warmup,  # a part of the steps, as it is less than 1
         weight_decay=options.weight_decay,
         seed=options.seed,
-        bf16=_has_bfloat16(),
+        bf16=has_bfloat16(),
         use_cpu=_device() == "cpu",
         save_strategy="no",
         logging_strategy="no",

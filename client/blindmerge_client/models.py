@@ -18,7 +18,14 @@ from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid
 from blindmerge.manifest import describe
 
-__all__ = ["check_max_length", "load_encoder", "load_model", "load_tokenizer", "quiet"]
+__all__ = [
+    "check_max_length",
+    "has_bfloat16",
+    "load_encoder",
+    "load_model",
+    "load_tokenizer",
+    "quiet",
+]
 
 # One of these sets of files makes a tokenizer; transformers would invent one without them.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
@@ -37,6 +44,14 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+def has_bfloat16() -> bool:
+    """Whether the device multiplies matrices in bfloat16; emulated, it would be slower."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def load_model(path: Path) -> PreTrainedModel:

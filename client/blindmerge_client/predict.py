@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from blindmerge.errors import DataInvalid
 from blindmerge.statistic import Array
 from blindmerge_client.batches import batches
-from blindmerge_client.models import check_max_length, load_model, load_tokenizer
+from blindmerge_client.models import check_max_length, has_bfloat16, load_model, load_tokenizer
 
 __all__ = ["Scores", "ensemble", "predict", "predict_with", "score", "softmax"]
 
@@ -36,7 +36,9 @@ class Scores:
 def predict(checkpoint: Path, texts: Sequence[str], max_length: int, batch_size: int = 64) -> Array:
     """The logits of a checkpoint, [texts, labels], in the order of the texts.
 
-    max_length: tokens after which a text is cut. Computed in float32.
+    max_length: tokens after which a text is cut.
+    Computed in bfloat16 where the processor multiplies it, as fine-tuning is: nearly twice as
+    fast, and one label in a thousand comes out different from float32.
     Raises CheckpointInvalid, or ConfigInvalid if max_length is more than the model takes.
     """
     check_max_length(checkpoint, max_length)
@@ -57,7 +59,8 @@ def predict_with(
     device = next(model.parameters()).device
     indices: list[int] = []
     logits: list[Array] = []
-    with torch.inference_mode():
+    narrow = torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16())
+    with torch.inference_mode(), narrow:
         for batch in batches(tokenizer, texts, max_length, batch_size):
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
             indices += batch.indices

@@ -46,12 +46,12 @@ TRAINING = TrainingOptions(epochs=3, learning_rate=2e-4, batch_size=32, max_leng
 # What validation data may choose from; the first of each method is its default.
 VARIANTS: Mapping[str, Sequence[AnyMethod]] = {
     "average": [Average()],
-    "Fisher": [Fisher(), Fisher(floor=1e-2), Fisher(floor=1.0)],
+    "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-2)],
     "RegMean": [
-        *(RegMean(ridge=ridge) for ridge in (0.1, 0.001, 0.01, 0.03, 0.3, 1.0)),
-        *(RegMean(ridge=ridge, rows_factor=0.0) for ridge in (0.01, 0.1, 1.0)),
-        *(RegMean(ridge=ridge, weighting="tokens") for ridge in (0.01, 0.1)),
-        *(RegMean(ridge=1e-6, off_diagonal=alpha) for alpha in (0.5, 0.7, 0.9)),
+        *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 0.3, 1.0)),
+        *(RegMean(ridge=ridge, rows_factor=0.0) for ridge in (0.01, 0.1)),
+        RegMean(weighting="tokens"),
+        *(RegMean(ridge=1e-6, off_diagonal=alpha) for alpha in (0.7, 0.9)),
     ],
 }
 

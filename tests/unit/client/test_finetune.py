@@ -252,8 +252,8 @@ def test_the_key_changes_with_everything_that_decides_the_model(
         key(seed=5),
     ]
     assert key() == keys[0] == key(rows=9) == key(rows=10)
-    bfloat16 = module._has_bfloat16()
-    monkeypatch.setattr(module, "_has_bfloat16", lambda: not bfloat16)
+    bfloat16 = module.has_bfloat16()
+    monkeypatch.setattr(module, "has_bfloat16", lambda: not bfloat16)
     keys.append(key())
     monkeypatch.setattr(transformers, "__version__", "0")
     keys.append(key())

@@ -16,6 +16,7 @@ two rounds of the phase before (SPEC §8).
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from blindmerge.encoding import Layout
 from blindmerge.errors import AlreadyAnswered, JobAborted, ProtocolBroken
@@ -223,7 +224,14 @@ class OwnerJob:
             (phase, run.state.name, dump(run.state), run.heard)
             for phase, run in sorted(self.runs.items())
         )
-        return dump(_Saved(_LABEL, self.job, self.history, runs))
+        data = dump(_Saved(_LABEL, self.job, self.history, runs))
+        # Only the hash is kept for `reply`: the bytes are secret, and large.
+        self.__dict__["_digest"] = hashlib.sha256(data).digest()
+        return data
+
+    @cached_property
+    def _digest(self) -> bytes:
+        return hashlib.sha256(self.encode()).digest()
 
     def restore(self, data: bytes) -> "OwnerJob":
         """This owner with the history and runs that were stored.
@@ -326,7 +334,7 @@ class OwnerJob:
         return self.runs[phase]
 
     def _check_stored(self, receipt: Receipt) -> None:
-        if receipt.sha256 != hashlib.sha256(self.encode()).digest():
+        if receipt.sha256 != self._digest:
             raise JobAborted(
                 "the state of the secure sum is not on disk yet",
                 hint="save it before anything is said; see blindmerge_client.journal",

@@ -16,6 +16,7 @@ from typing import ClassVar, TypeAlias
 from blindmerge.errors import ProtocolBroken, ShareInvalid, TooFewOwners
 from blindmerge.identity import Roster, verify
 from blindmerge.secagg.adverts import Advert, Adverts, commit_to_seed
+from blindmerge.secagg.graph import Holders
 from blindmerge.secagg.keys import ExchangeKey
 from blindmerge.secagg.manifest import SumManifest
 from blindmerge.secagg.messages import (
@@ -289,7 +290,7 @@ class OpeningRound:
         opened = {}
         for place, dealer in enumerate(dealers):
             share = Secret(message.shares[SHARE_BYTES * place : SHARE_BYTES * (place + 1)])
-            self._check_share(share, dealer, seat)
+            self._check_share(share, matrix, dealer, seat)
             opened[dealer] = share
         if _is_repeated(self.roster, seat, self.openings.get(seat), opened):
             return self
@@ -330,10 +331,9 @@ class OpeningRound:
             )
         return secret
 
-    def _check_share(self, share: Secret, dealer: int, seat: int) -> None:
+    def _check_share(self, share: Secret, matrix: Holders, dealer: int, seat: int) -> None:
         sets = self.transcript.sets
         which = int(dealer not in sets.u3)
-        matrix = self.adverts.holders(self.manifest)
         at = COMMITMENT_BYTES * place_of_holder(matrix, sets.u1, dealer, seat) + 32 * which
         committed = self.commitments[dealer][at : at + 32]
         actual = commit_to_share(share, which, self.manifest.hash, dealer, seat)

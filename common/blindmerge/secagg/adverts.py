@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
+import numpy as np
+
 from blindmerge import canonical
 from blindmerge.errors import ProtocolBroken
 from blindmerge.identity import SIGNATURE_BYTES, Identity, Roster, verify
@@ -83,14 +85,22 @@ class Adverts:
 
     def digest(self, manifest_hash: bytes) -> bytes:
         """What stands for U1, keys included, in signatures and key derivations."""
-        value = ["blindmerge/1 adverts", manifest_hash, list(self.seats), self.records]
+        seats = np.array(self.seats, dtype=">u4").tobytes()
+        value = ["blindmerge/1 adverts", manifest_hash, seats, self.records]
         return hashlib.sha256(canonical.encode(value)).digest()
 
     def holders(self, manifest: SumManifest) -> Holders:
         """Who holds whose shares."""
-        nonces = {seat: self[seat].nonce for seat in self.seats}
         thresholds = manifest.thresholds
-        return draw_holders(manifest.hash, nonces, thresholds.owners, thresholds.holders)
+        return _holders(self, manifest.hash, thresholds.owners, thresholds.holders)
+
+
+# Not per owner: the matrix depends on public values only, every step needs it again, and in
+# a simulation a thousand owners need the same one.
+@lru_cache(maxsize=4)
+def _holders(adverts: Adverts, manifest_hash: bytes, owners: int, holders: int) -> Holders:
+    nonces = {seat: adverts[seat].nonce for seat in adverts.seats}
+    return draw_holders(manifest_hash, nonces, owners, holders)
 
 
 # Public values only; a thousand owners of one process check the same adverts.

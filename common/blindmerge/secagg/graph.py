@@ -119,18 +119,8 @@ def draw_holders(
     manifest_hash: bytes, nonces: Mapping[int, bytes], owners: int, holders: int
 ) -> Holders:
     """Who holds the shares of each seat in `nonces`; other rows are empty."""
-    items = tuple(sorted(nonces.items()))
-    return _draw_holders(manifest_hash, items, owners, holders)
-
-
-# Not per owner: the matrix depends on public values only, every step needs it again, and in
-# a simulation a thousand owners need the same one.
-@lru_cache(maxsize=4)
-def _draw_holders(
-    manifest_hash: bytes, nonces: tuple[tuple[int, bytes], ...], owners: int, holders: int
-) -> Holders:
     matrix = np.zeros((owners, owners), dtype=np.bool_)
-    for seat, nonce in nonces:
+    for seat, nonce in sorted(nonces.items()):
         if holders == owners:
             matrix[seat] = True
             continue

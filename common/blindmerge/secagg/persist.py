@@ -5,10 +5,13 @@ dataclasses, tuples, and dicts with int or str keys. It becomes the list of its 
 types of the fields, not the bytes, say what is read back.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from blindmerge import canonical
 from blindmerge.errors import BlindmergeError, JobAborted
@@ -18,11 +21,17 @@ from blindmerge.secagg.secret import Secret
 __all__ = ["dump", "load"]
 
 _State = TypeVar("_State")
+_CHECKSUM_BYTES = 32
+_SEATS = ">i8"  # tuples of seats are long, and packed as bytes
 
 
 def dump(state: object) -> bytes:
-    """The canonical bytes of a state. They hold its secrets: store them with mode 0600."""
-    return canonical.encode(_pack(state))
+    """A checksum and the canonical bytes of a state.
+
+    They hold its secrets: store them with mode 0600.
+    """
+    data = canonical.encode(_pack(state))
+    return hashlib.sha256(data).digest() + data
 
 
 def load(kind: type[_State], data: bytes) -> _State:
@@ -30,8 +39,11 @@ def load(kind: type[_State], data: bytes) -> _State:
 
     Raises JobAborted for a damaged file: what it should have prevented is unknown.
     """
+    checksum, content = data[:_CHECKSUM_BYTES], data[_CHECKSUM_BYTES:]
     try:
-        state = _unpack(canonical.decode(data), kind)
+        if hashlib.sha256(content).digest() != checksum:
+            raise ValueError("the checksum is another")
+        state = _unpack(canonical.decode(content), kind)
     except (BlindmergeError, TypeError, ValueError) as error:
         raise JobAborted(
             "the saved state of a secure sum cannot be read",
@@ -50,6 +62,8 @@ def _pack(value: Any) -> object:
     if isinstance(value, Mapping):
         return [[_pack(key), _pack(value[key])] for key in sorted(value)]
     if isinstance(value, tuple):
+        if value and all(type(item) is int for item in value):
+            return np.array(value, dtype=_SEATS).tobytes()
         return [_pack(item) for item in value]
     return value
 
@@ -71,6 +85,8 @@ def _unpack(value: Any, kind: Any) -> Any:
         return {_unpack(key, key_kind): _unpack(item, item_kind) for key, item in value}
     if origin is tuple:
         kinds = get_args(kind)
+        if kinds == (int, Ellipsis) and type(value) is bytes:
+            return tuple(np.frombuffer(value, dtype=_SEATS).tolist())
         if len(kinds) == 2 and kinds[1] is Ellipsis:
             return tuple(_unpack(item, kinds[0]) for item in value)
         return tuple(_unpack(item, k) for item, k in zip(value, kinds, strict=True))

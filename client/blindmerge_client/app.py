@@ -67,6 +67,8 @@ def _contribution(owner: OwnerLike, plan: Plan, phase: int, merged: Tensors) -> 
 
 
 def _evaluation(owner: OwnerLike, plan: Plan, phase: int, merged: Tensors) -> RecordDict:
+    if phase != len(plan.phases) - 1:
+        raise PeerInvalid("the scores are those of the last phase's model")
     owner.receive(plan, phase, merged)
     return RecordDict({"scores": MetricRecord(dict(owner.evaluate(plan)))})
 
@@ -77,7 +79,8 @@ def _answer(
     handle: Callable[[OwnerLike, Plan, int, Tensors], RecordDict],
 ) -> Message:
     try:
-        content = handle(find_owner(), *_read(message))
+        request = _read(message)
+        content = handle(find_owner(), *request)
     except Exception as error:
         # Everything: Flower would send the text of an unknown exception to the server.
         content = RecordDict({"refusal": _refusal(error)})
@@ -97,6 +100,8 @@ def _refusal(error: Exception) -> ConfigRecord:
 
 def _read(message: Message) -> tuple[Plan, int, Tensors]:
     """The request: plan, phase and merged tensors. Raises PeerInvalid if it is none."""
+    if not message.has_content():
+        raise PeerInvalid("the request is empty")
     request = message.content.config_records.get("request")
     encoded = request.get("plan") if request is not None else None
     phase = request.get("phase") if request is not None else None

@@ -7,6 +7,8 @@ are delivered with the request to evaluate. Use it as any strategy:
     strategy.start(grid, ArrayRecord(), num_rounds=len(plan.phases))
 """
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +27,10 @@ from blindmerge.wire import from_wire, to_wire
 from blindmerge_server.rounds import MIN_OWNERS, MergedPhase, PhaseSum, solve_phase
 
 __all__ = ["JobRecord", "Merge", "Missing", "StreamingGrid"]
+
+_log = logging.getLogger("blindmerge.server")
+_LONGEST_REASON = 300
+_SCORES = {"accuracy": 1.0, "macro_f1": 1.0, "examples": math.inf}  # what is largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +96,8 @@ class Merge(Strategy):
         phase = server_round - 1
         phase_sum = PhaseSum(self.plan, phase)
         for owner, content in self._accepted(phase, replies):
-            record = content.array_records.get("statistic", ArrayRecord())
-            try:
-                phase_sum.add(owner, {name: _numpy(array) for name, array in record.items()})
-            except PeerInvalid as error:
-                self._drop(owner, phase, str(error))
-                continue
-            sent = sum(len(array.data) for array in record.values())
-            self.record.sent_bytes[owner] = self.record.sent_bytes.get(owner, 0) + sent
+            self._add(phase_sum, owner, phase, content)
+            del content  # or it would stay in memory beside the next one
         self._check_enough()
         merged = solve_phase(self.plan, phase, phase_sum, self._base, self._writer)
         if phase == len(self.plan.phases) - 1:
@@ -106,6 +106,20 @@ class Merge(Strategy):
         self.record.seconds.append(time.monotonic() - self._started_s)
         self._on_phase(phase)
         return _record(merged.tensors), None
+
+    def _add(self, phase_sum: PhaseSum, owner: str, phase: int, content: RecordDict) -> None:
+        # Not `content.array_records`, nor left in there: these refer to themselves and would keep
+        # the arrays until Python's garbage collection, which counts objects and not bytes.
+        record = content.pop("statistic", None)
+        if not isinstance(record, ArrayRecord):
+            record = ArrayRecord()
+        try:
+            phase_sum.add(owner, {name: _numpy(array) for name, array in record.items()})
+        except PeerInvalid as error:
+            self._drop(owner, phase, str(error))
+            return
+        sent = sum(len(array.data) for array in record.values())
+        self.record.sent_bytes[owner] = self.record.sent_bytes.get(owner, 0) + sent
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -121,22 +135,30 @@ class Merge(Strategy):
         """Keeps the scores that owners published."""
         if server_round == len(self.plan.phases):
             for owner, content in self._accepted(server_round - 1, replies):
-                scores = content.metric_records.get("scores", MetricRecord())
-                self.record.scores[owner] = {
-                    name: float(value)
-                    for name, value in scores.items()
-                    if not isinstance(value, list)
-                }
+                try:
+                    scores = _scores(content.metric_records.get("scores", MetricRecord()))
+                except PeerInvalid as error:
+                    self._drop(owner, server_round - 1, str(error))
+                    continue
+                if scores:
+                    self.record.scores[owner] = scores
         return None
 
     def summary(self) -> None:
         """Nothing: the caller shows the job."""
 
-    def _requests(self, kind: str, phase: int, merged: ArrayRecord) -> Iterator[Message]:
-        request = ConfigRecord({"plan": self.plan.encode(), "phase": phase})
-        for node in sorted(self._nodes):
-            content = RecordDict({"request": request, "merged": merged})
-            yield Message(content, dst_node_id=node, message_type=kind)
+    def _requests(self, kind: str, phase: int, merged: ArrayRecord) -> list[Message]:
+        # A list, which costs nothing: they share the tensors. Flower's grid over HTTP goes
+        # through them twice, and would send nothing of a generator.
+        content = RecordDict(
+            {
+                "request": ConfigRecord({"plan": self.plan.encode(), "phase": phase}),
+                "merged": merged,
+            }
+        )
+        return [
+            Message(content, dst_node_id=node, message_type=kind) for node in sorted(self._nodes)
+        ]
 
     def _accepted(self, phase: int, replies: Iterable[Message]) -> Iterator[tuple[str, RecordDict]]:
         """Owner and content of each good reply; everybody else is dropped."""
@@ -152,12 +174,15 @@ class Merge(Strategy):
                 self._drop(owner, phase, f"{refusal.get('kind')!s}: {refusal.get('reason')!s}")
             else:
                 yield owner, reply.content
+            del reply
         for owner in silent.values():
-            self._drop(owner, phase, "no answer in time")
+            self._drop(owner, phase, "no readable answer in time")
 
     def _drop(self, owner: str, phase: int, reason: str) -> None:
         self._nodes = {node: name for node, name in self._nodes.items() if name != owner}
-        self.record.missing[owner] = Missing(self.plan.phases[phase].name, reason)
+        # A peer chose these words: short, and no control characters on a person's terminal.
+        shown = "".join(c if c.isprintable() else "?" for c in reason[:_LONGEST_REASON])
+        self.record.missing[owner] = Missing(self.plan.phases[phase].name, shown)
 
     def _check_enough(self) -> None:
         if len(self._nodes) < MIN_OWNERS:
@@ -190,16 +215,46 @@ class StreamingGrid:
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Sends now; yields replies as they come, until all are there or the time is over."""
-        pending = set(self._grid.push_messages(messages))
-        return self._replies(pending, time.monotonic() + (timeout or float("inf")))
+        """Sends now; yields replies as they come, until all are there or the time is over.
 
-    def _replies(self, pending: set[str], deadline_s: float) -> Iterator[Message]:
+        timeout: in seconds; None waits for ever.
+        """
+        # Flower has no id for a message that it could not send; nobody will answer that one.
+        pending = [sent for sent in self._grid.push_messages(list(messages)) if sent]
+        return self._replies(pending, time.monotonic() + (math.inf if timeout is None else timeout))
+
+    def _replies(self, pending: list[str], deadline_s: float) -> Iterator[Message]:
         while pending and time.monotonic() < deadline_s:
-            for reply in self._grid.pull_messages(pending):
-                pending.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            self._pause()
+            for sent in tuple(pending):
+                # One by one: asked for all at once, Flower loads all that are there.
+                for reply in self._pull(sent, pending):
+                    if sent in pending:
+                        pending.remove(sent)
+                    yield reply
+                    del reply
+            if pending:
+                self._pause()
+
+    def _pull(self, sent: str, pending: list[str]) -> Iterable[Message]:
+        """The reply to a message, if it is there; a reply that Flower cannot read is none."""
+        try:
+            return self._grid.pull_messages([sent])
+        except (AttributeError, LookupError, TypeError, ValueError):  # not of the network's kind
+            _log.exception("a reply cannot be read")
+            pending.remove(sent)
+            return ()
+
+
+def _scores(record: MetricRecord) -> dict[str, float]:
+    """Published scores, perhaps none. Raises PeerInvalid for others than an owner has."""
+    scores = {}
+    for name, value in record.items():
+        if name not in _SCORES or isinstance(value, list) or not 0 <= value <= _SCORES[name]:
+            raise PeerInvalid("the scores are not accuracy, macro_f1 and the number of examples")
+        scores[name] = float(value)
+    if scores and (scores.keys() != _SCORES.keys() or math.isinf(scores["examples"])):
+        raise PeerInvalid("the scores are not accuracy, macro_f1 and the number of examples")
+    return scores
 
 
 def _numpy(array: Array) -> npt.NDArray[Any]:

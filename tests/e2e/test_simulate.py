@@ -1,10 +1,8 @@
 """The main job, as a person runs it: the command, Flower, Ray, real files."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -14,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from blindmerge.checkpoint import Checkpoint
 from blindmerge_server.report.schema import report_json_schema
+from support.command import COMMAND, blindmerge, environment
 from support.federations import LABELS, pico_federation
 
 METHODS = ("regmean", "average", "fisher", "ties", "task-arithmetic")
@@ -21,16 +20,9 @@ JOB = """method = { name = "regmean", rows_factor = 1.0 }
 compare = ["average", "fisher", "ties", "task-arithmetic"]"""
 
 
-def blindmerge(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the installed command; the cache lies in `cwd`."""
-    return subprocess.run(
-        [Path(sys.executable).parent / "blindmerge", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"BLINDMERGE_CACHE": str(cwd / "cache"), "COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def simulate(folder: Path, file: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command in `folder`, with its cache there."""
+    return blindmerge("simulate", file, "--out", "out", cwd=folder, cache=folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +30,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and terminal output of one simulation with every method."""
     folder = tmp_path_factory.mktemp("simulation")
     pico_federation(folder, job=JOB)
-    process = blindmerge("simulate", "federation.toml", "--out", "out", cwd=folder)
+    process = blindmerge(
+        "simulate", "federation.toml", "--out", "out", cwd=folder, cache=folder / "cache"
+    )
     assert process.returncode == 0, process.stderr
     return folder, process.stdout
 
@@ -84,7 +78,9 @@ def test_a_second_run_trains_nothing_and_gives_the_same(done: tuple[Path, str]) 
     trained = sorted((folder / "cache" / "models").iterdir())
     stamps = [path.stat().st_mtime_ns for path in trained]
     tensors = _merged(folder / "out")
-    process = blindmerge("simulate", "federation.toml", "--out", "out", cwd=folder)
+    process = blindmerge(
+        "simulate", "federation.toml", "--out", "out", cwd=folder, cache=folder / "cache"
+    )
     assert process.returncode == 0, process.stderr
     assert [path.stat().st_mtime_ns for path in trained] == stamps
     second = json.loads((folder / "out" / "report.json").read_text())
@@ -114,9 +110,9 @@ def test_nothing_of_a_run_stays_but_its_results(done: tuple[Path, str]) -> None:
 def test_ctrl_c_stops_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     file = pico_federation(tmp_path)
     process = subprocess.Popen(
-        [Path(sys.executable).parent / "blindmerge", "simulate", file, "--out", "out"],
+        [COMMAND, "simulate", file, "--out", "out"],
         cwd=tmp_path,
-        env=os.environ | {"BLINDMERGE_CACHE": str(tmp_path / "cache")},
+        env=environment(tmp_path / "cache"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -157,7 +153,7 @@ def test_bad_input_is_named_before_any_work(
         file.write_text(file.read_text().replace("rows_factor", "ridgee"))
     else:
         file.write_text(file.read_text().replace('"encoder"', '"nowhere"'))
-    process = blindmerge("simulate", file, "--out", "out", cwd=tmp_path)
+    process = simulate(tmp_path, file)
     assert process.returncode == code, process.stderr
     assert "Traceback" not in process.stderr
     for word in words:

@@ -69,7 +69,7 @@ def draw_scores(report: Report) -> Figure:
     left.set_yticks(range(len(systems)), [fold(system.name, _NAME) for system in systems])
     _mark_best(left, report, systems)
     figure.suptitle(
-        f"{report.job.name}: scores on the test data of {len(report.owners)} owners "
+        f"{report.job.name}: scores on the test data of {len(report.scored)} owners "
         f"({report.protection.partition(':')[0]})"
     )
     figure.legend(handles=_legend(systems), loc="outside lower center", ncols=3, frameon=False)
@@ -84,7 +84,7 @@ def draw_matrix(report: Report) -> Figure:
     systems = [system for system in report.scores if system.system != "own"]
     systems.sort(key=lambda system: list(KINDS).index(system.kind))
     colours = _colours(systems)
-    columns = len(report.owners)
+    columns = len(report.scored)
     # 0.8 inches and 13 characters of 8 points: a name never runs into the next.
     figure = Figure(figsize=(4.4 + 1.05 * columns, 2.2 + 0.5 * len(systems)), layout="constrained")
     axes = figure.subplots()
@@ -93,7 +93,7 @@ def draw_matrix(report: Report) -> Figure:
         _cells(axes, row, system, colours)
     for title, row in _titles(systems, rows):
         axes.text(-0.5, row - 0.58, title, fontsize=9, style="italic", va="bottom")
-    names = [fold(owner.name, _COLUMN) for owner in report.owners]
+    names = [fold(owner, _COLUMN) for owner in report.scored]
     axes.set_xticks(range(columns), names, fontsize=8)
     axes.set_yticks(rows, [fold(system.name, _NAME) for system in systems], fontsize=9)
     _mark_best(axes, report, systems)

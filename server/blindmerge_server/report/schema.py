@@ -193,7 +193,9 @@ class SystemScores(BaseModel):
         "needs all models or all data in one place"
     )
     name: str = Field(description="the system's name for people")
-    scores: tuple[DataScore, ...] = Field(description="one per owner, in the order of `owners`")
+    scores: tuple[DataScore, ...] = Field(
+        description="one per owner that has a model, in the order of `owners`"
+    )
     mean: Mean = Field(description="the mean of `scores`")
 
     @classmethod
@@ -231,13 +233,19 @@ class Report(BaseModel):
         description="what the run wrote: purpose, and path relative to the report's folder"
     )
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The owners on whose test data all systems were scored."""
+        return tuple(score.data for score in self.scores[0].scores) if self.scores else ()
+
     @model_validator(mode="after")
     def _names_agree(self) -> "Report":
-        owners = tuple(owner.name for owner in self.owners)
+        if self.scored != tuple(o.name for o in self.owners if o.name in self.scored):
+            raise ValueError("the scores are not on the owners' test data, in their order")
         methods = {method.id for method in self.job.methods}
         for system in self.scores:
-            if tuple(score.data for score in system.scores) != owners:
-                raise ValueError(f"the scores of '{system.system}' are not one per owner")
+            if tuple(score.data for score in system.scores) != self.scored:
+                raise ValueError(f"the scores of '{system.system}' are on other data")
         named = {*self.phases, *self.layers, *self.seconds.methods}
         named = named.union(*(owner.bytes_sent for owner in self.owners))
         if unknown := sorted(named - methods):

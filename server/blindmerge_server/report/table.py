@@ -43,7 +43,7 @@ def render(report: Report, console: Console, *, folder: Path | None = None) -> N
     style = "bold green" if report.masks else "bold yellow"
     _line(console, report.protection, width, style)
     console.print()
-    for columns in _chunks(owners, width):
+    for columns in _chunks(len(report.scored), width):
         console.print(_scores(report, columns, width))
         console.print()
     _line(console, "accuracy/macro-F1 in % of each owner's test data; higher is better", width)
@@ -80,7 +80,7 @@ def _scores(report: Report, columns: Sequence[int], width: int) -> Table:
     """columns: indices of owners; -1 stands for the mean."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("model", overflow="fold")
-    names = ["mean" if column < 0 else report.owners[column].name for column in columns]
+    names = ["mean" if column < 0 else report.scored[column] for column in columns]
     for name in names:
         table.add_column(Text(fold(name, _CELL)), justify="right", no_wrap=True, min_width=_CELL)
     best = best_merged(report)

@@ -86,8 +86,23 @@ def test_the_mean_counts_every_test_set_the_same() -> None:
 def test_scores_of_other_owners_are_refused() -> None:
     report, other = make_report(("a", "b")), make_report(("b", "a"))
     mixed = report.model_copy(update={"scores": other.scores}).model_dump()
-    with pytest.raises(ValidationError, match="the scores of 'own' are not one per owner"):
+    with pytest.raises(ValidationError, match="not on the owners' test data, in their order"):
         Report.model_validate(mixed)
+
+
+def test_systems_scored_on_different_data_are_refused() -> None:
+    report = make_report(("a", "b"))
+    one, *rest = report.scores
+    short = SystemScores.of(one.system, one.kind, one.name, one.scores[:1])
+    mixed = report.model_copy(update={"scores": (short, *rest)}).model_dump()
+    with pytest.raises(ValidationError, match="are on other data"):
+        Report.model_validate(mixed)
+
+
+def test_an_owner_without_a_model_has_no_scores() -> None:
+    report, fewer = make_report(("a", "b", "c")), make_report(("a", "c"))
+    dumped = report.model_copy(update={"scores": fewer.scores}).model_dump()
+    assert Report.model_validate(dumped).scored == ("a", "c")
 
 
 def test_a_method_that_the_job_does_not_know_is_refused() -> None:

@@ -34,7 +34,7 @@ from blindmerge.secagg.messages import (
 )
 from blindmerge.secagg.secret import Randomness, Secret
 from blindmerge.secagg.shamir import PRIME, SHARE_BYTES, split
-from blindmerge.secagg.shares import commit_to_shares, survivors_without_holders
+from blindmerge.secagg.shares import commit_to_shares
 from blindmerge.secagg.transcript import Sets, check_consents, statement
 from blindmerge_client.states import Advertised, Agreed, Masked, Ready, Revealed, Shared
 
@@ -213,11 +213,8 @@ def on_survivors(state: Masked, message: Survivors, identity: Identity, terms: T
             "the server counts this owner as dropped", hint="it is out for the rest of the job"
         )
     _check_enough(u3, manifest, terms, "are in the sum")
-    matrix = state.adverts.holders(manifest)
-    lonely = survivors_without_holders(matrix, u3, manifest.thresholds)
-    if lonely:
-        # SPEC §7: in a sparse graph a hostile choice of survivors could cut one off.
-        raise ProtocolBroken(f"too few holders survive of '{terms.roster.name(lonely[0])}'")
+    # No look at the graph here: an owner that U3 cuts off from its holders stays masked by
+    # its b, which takes t of them (SPEC §7).
     sets = Sets(state.adverts.digest(manifest.hash), state.adverts.seats, state.u2, u3)
     signature = identity.sign(statement(manifest, sets))
     return Agreed(manifest, state.seat, sets, state.held, signature)

@@ -142,6 +142,7 @@ class Federation:
     to_owner: Hook = honest
     to_server: Hook = honest
     gone: dict[int, str] = field(default_factory=dict)
+    leaving: dict[int, tuple[int, str]] = field(default_factory=dict)
     partial: frozenset[int] = frozenset()
     restarts: bool = True
     errors: list[tuple[str, BlindmergeError]] = field(default_factory=list)
@@ -163,7 +164,8 @@ class Federation:
             phase = job.phase_of(data)
             if job.state(phase) == "ready":
                 layout = job.layout(phase)
-                rings = [layout.encode(self.statistics[seat], i) for i in range(layout.blocks)]
+                statistic = self.input(seat, phase)
+                rings = [layout.encode(statistic, i) for i in range(layout.blocks)]
                 job = job.commit_input(phase, [digest_of_block(ring) for ring in rings])
             self.jobs[seat] = job
             job, receipt = stored(job) if self.restarts else (job, _receipt(job))
@@ -186,8 +188,9 @@ class Federation:
         assert isinstance(state, Masked)
         self.masked[state.manifest.hash, seat] = state
         count = 1 if seat in self.partial else layout.blocks
+        statistic = self.input(seat, phase)
         return [
-            encode(masker.mask(i, layout.encode(self.statistics[seat], i)), len(self.roster))
+            encode(masker.mask(i, layout.encode(statistic, i)), len(self.roster))
             for i in range(count)
         ]
 
@@ -200,13 +203,23 @@ class Federation:
     ) -> OpenState:
         """Sends requests, and gives the server what comes back."""
         for seat, request in requests:
-            if seat in self.gone and ROUNDS.index(step) >= ROUNDS.index(self.gone[seat]):
+            if self.is_silent(seat, state.manifest.phase, step):
                 continue
             for arriving in self.to_owner(seat, request):
                 for answer in self.deliver(seat, arriving):
                     for data in self.to_server(seat, answer):
                         state = self.accept(state, seat, data, spool)
         return state
+
+    def is_silent(self, seat: int, phase: int, step: str) -> bool:
+        """Whether an owner has vanished."""
+        place = ROUNDS.index(step)
+        if seat in self.gone and place >= ROUNDS.index(self.gone[seat]):
+            return True
+        if seat not in self.leaving:
+            return False
+        left, at = self.leaving[seat]
+        return (phase, place) >= (left, ROUNDS.index(at))
 
     def accept(self, state: OpenState, seat: int, data: bytes, spool: MemorySpool) -> OpenState:
         """One answer reaches the server."""
@@ -255,11 +268,16 @@ class Federation:
         """The server's state after it was killed and started again."""
         return decode_state(encode_state(state)) if self.restarts else state
 
-    def expected(self, seats: Sequence[int]) -> dict[str, Array]:
+    def input(self, seat: int, phase: int) -> Statistic:
+        """What an owner contributes to a phase."""
+        first = self.statistics[seat]
+        return first if phase == 0 else statistic_of(1000 * phase + seat, first.schema)
+
+    def expected(self, seats: Sequence[int], phase: int = 0) -> dict[str, Array]:
         """The exact sum over some owners."""
-        names = self.statistics[0].schema
         return {
-            name: np.asarray(sum(self.statistics[seat][name] for seat in seats)) for name in names
+            name: np.asarray(sum(self.input(seat, phase)[name] for seat in seats))
+            for name in self.statistics[0].schema
         }
 
 
@@ -293,7 +311,8 @@ def federation(owners: int, *, terms: Mapping[str, int] | None = None) -> Federa
 def check_sum(outcome: Outcome, owners: Federation, seats: Sequence[int]) -> None:
     """The result is the exact sum over these owners, and its proof says so."""
     assert outcome.transcript.sets.u3 == tuple(seats)
-    for name, exact in owners.expected(seats).items():
+    phase = outcome.transcript.manifest.phase
+    for name, exact in owners.expected(seats, phase).items():
         assert (outcome.total[name] == exact).all()
     proof = verify_transcript(outcome.transcript.encode())
     assert proof.summed == tuple(owners.roster.name(seat) for seat in seats)

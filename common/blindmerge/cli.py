@@ -10,12 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from blindmerge.checkpoint import Checkpoint
-from blindmerge.errors import BlindmergeError, Interrupted
+from blindmerge.errors import BlindmergeError, ConfigInvalid, Interrupted, ResourceMissing
 from blindmerge.manifest import Manifest
 
 __all__ = ["app", "main"]
@@ -73,14 +74,18 @@ def _rules(manifest: Manifest) -> Table:
     table.add_column("shape", justify="right")
     table.add_column("rule")
     for block in manifest.blocks:
+        # Names are shown without the block's own: whole ones do not fit into 80 columns.
+        prefix = f"{block.name}."
         table.add_row(f"[bold]{block.name}[/]", "", "")
         for mean in block.means:
-            table.add_row(f"  {mean.name}", _shape(mean.shape), "average")
+            name = mean.name.removeprefix(prefix)
+            table.add_row(f"  {name}", _shape(mean.shape), "average")
         for group in block.groups:
             rule = f"Gram {group.width}, {group.rows}"
             for layer in group.layers:
                 for name in layer.tensors:
-                    table.add_row(f"  {name}", _shape(manifest.shapes[name]), rule)
+                    shape = _shape(manifest.shapes[name])
+                    table.add_row(f"  {name.removeprefix(prefix)}", shape, rule)
                     rule = "  same"
     return table
 
@@ -104,14 +109,24 @@ def main() -> NoReturn:
     for side in _SIDES:
         import_module(side).register(app)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+        code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        print(help_text.format_message(), file=sys.stderr)
+        sys.exit(ConfigInvalid.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "blindmerge"
+        _fail(ConfigInvalid(error.format_message(), hint=f"see `{command} --help`"))
+    except click.Abort:
         _fail(Interrupted("stopped"))
     except BlindmergeError as error:
         _fail(error)
-    sys.exit(0)
+    except OSError as error:
+        if error.filename is None:  # not about a file of the user's: a traceback tells more
+            raise
+        _fail(ResourceMissing(f"'{error.filename}': {error.strerror}"))
+    if code == Interrupted.exit_code:  # typer returns it for a KeyboardInterrupt, in silence
+        _fail(Interrupted("stopped"))
+    sys.exit(code)
 
 
 def _fail(error: BlindmergeError) -> NoReturn:

@@ -15,15 +15,6 @@ from support.secure_sum import Federation, federation, manifest_for
 OWNERS, VICTIM = 240, 7
 
 
-@pytest.fixture(scope="module")
-def collected() -> Federation:
-    """A federation in which everybody has sent its blocks."""
-    owners = federation(OWNERS)
-    owners.restarts = False
-    owners.advance(manifest_for(owners.roster, block_elements=100), "R3")
-    return owners
-
-
 def _hostile_survivors(owners: Federation) -> tuple[int, ...]:
     """The victim, and everybody with whom it shares no mask: more than a quorum."""
     manifest = manifest_for(owners.roster, block_elements=100)

@@ -335,40 +335,6 @@ def test_an_owner_that_publishes_nothing_is_not_missing(job: Job) -> None:
     assert record.missing == {}
 
 
-# The grid that streams.
-
-
-def echo(request: Message) -> list[Message]:
-    return [Message(RecordDict(), reply_to=request)]
-
-
-def requests(*nodes: int) -> list[Message]:
-    request_of({})  # tells Flower who we are
-    return [Message(RecordDict(), dst_node_id=node, message_type="train") for node in nodes]
-
-
-def test_replies_are_yielded_as_they_come() -> None:
-    ready = {11}
-
-    def late(request: Message) -> list[Message]:
-        return echo(request) if request.metadata.dst_node_id in ready else []
-
-    looks: list[set[int]] = []
-
-    def pause() -> None:
-        looks.append(set(ready))
-        ready.add(13 if 13 not in ready else 12)
-
-    grid = MemoryGrid(dict.fromkeys(NAMES, late))
-    replies = StreamingGrid(grid, pause).send_and_receive(requests(*NAMES))
-    assert grid.pulled == []
-    assert next(iter(replies)).metadata.src_node_id == 11
-    assert grid.pulled == [11]
-    assert [reply.metadata.src_node_id for reply in replies] == [13, 12]
-    # No pause after the last reply.
-    assert looks == [{11}, {11, 13}]
-
-
 def test_a_pause_that_raises_stops_the_job(job: Job) -> None:
     def stop() -> None:
         raise Interrupted("stopped")
@@ -377,27 +343,6 @@ def test_a_pause_that_raises_stops_the_job(job: Job) -> None:
     nodes[12] = misbehaving(nodes[12], is_silent)
     with pytest.raises(Interrupted):
         run(job, nodes, pause=stop)
-
-
-@pytest.mark.parametrize("timeout", [0.0, -1.0])
-def test_no_time_is_not_for_ever(timeout: float) -> None:
-    grid = MemoryGrid(dict.fromkeys(NAMES, lambda _: []))
-    streaming = StreamingGrid(grid, lambda: pytest.fail("it waits"))
-    assert list(streaming.send_and_receive(requests(*NAMES), timeout=timeout)) == []
-
-
-def test_a_message_that_flower_could_not_send_is_not_waited_for() -> None:
-    class Lossy(MemoryGrid):
-        def push_messages(self, messages: Any) -> Any:
-            return [*super().push_messages(messages), None]
-
-    streaming = StreamingGrid(Lossy({11: echo}), lambda: pytest.fail("it waits"))
-    assert len(list(streaming.send_and_receive(requests(11)))) == 1
-
-
-def test_other_things_are_asked_of_the_grid_itself() -> None:
-    grid = MemoryGrid({11: echo})
-    assert StreamingGrid(grid, lambda: None).get_node_ids() == [11]
 
 
 class Counted(bytes):

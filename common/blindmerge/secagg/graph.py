@@ -10,6 +10,7 @@ Source of the idea: Bell et al., "Secure Single-Server Aggregation with (Poly)Lo
 Overhead", CCS 2020.
 """
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from math import comb, log2
@@ -93,26 +94,36 @@ def _tail(population: int, marked: int, draws: int, least: int) -> int:
 
 
 def log2_disconnected(owners: int, colluders: int, holders: int, threshold: int) -> float:
-    """log2 of a bound on the probability that a permitted set of survivors can be split.
+    """log2 of a bound on the probability that opened survivors can be split (SPEC §7).
 
-    The condition of SPEC §7: honest survivors fall into two parts without a mask between
-    them, whichever survivors a hostile server chooses, given that every survivor keeps t of
-    its holders. The smaller part then has at least k - t + 1 members, and the honest owners
-    that no member of it is drawn by make up the larger part.
+    The event: honest survivors fall into two parts without a mask between them, whichever
+    quorum a hostile server chooses. Every survivor whose b is opened has at least k - t
+    honest holders besides itself that survive, so they are in its part; and the larger part
+    are owners that drew nobody of the smaller. A union bound over both parts:
+        sum over s of C(h, s) P[k - t of k - 1 draws in the part]^s C(h - s, l) P[none]^l
+    with h honest owners, s in the smaller part and l in the larger.
     """
-    honest = owners - colluders
+    honest, inside = owners - colluders, holders - threshold
     fewest = quorum(owners, colluders) - colluders  # honest survivors
-    bound = 0.0
-    for part in range(holders - threshold + 1, honest // 2 + 1):
+    log2_terms = []
+    for part in range(inside + 1, honest // 2 + 1):
         others = max(part, fewest - part)
-        if others > honest - part:
-            break
-        # An owner outside draws k - 1 of n - 1 and misses the whole part.
-        missed = comb(owners - 1 - part, holders - 1) / comb(owners - 1, holders - 1)
-        if missed > 0:
-            choices = log2(comb(honest, part)) + log2(comb(honest - part, others))
-            bound += 2.0 ** max(-1000.0, min(100.0, choices + others * log2(missed)))
-    return log2(bound) if bound > 0 else -1000.0
+        if others > honest - part or holders > owners - part:
+            continue  # there is no such split
+        missed = _log2_comb(owners - 1 - part, holders - 1) - _log2_comb(owners - 1, holders - 1)
+        drawn = _log2_comb(holders - 1, inside)
+        if inside > 0:
+            drawn += inside * log2((part - 1) / (owners - 1))
+        choices = _log2_comb(honest, part) + _log2_comb(honest - part, others)
+        log2_terms.append(choices + part * min(0.0, drawn) + others * missed)
+    most = max(log2_terms, default=-math.inf)
+    return most + log2(len(log2_terms)) if log2_terms else most
+
+
+def _log2_comb(items: int, chosen: int) -> float:
+    """log2 of a binomial coefficient."""
+    factorials = math.lgamma(chosen + 1) + math.lgamma(items - chosen + 1)
+    return (math.lgamma(items + 1) - factorials) / math.log(2)
 
 
 def draw_holders(

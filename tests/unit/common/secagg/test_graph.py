@@ -1,5 +1,6 @@
 """The graph: parameters against direct probabilities, draws that nobody steers."""
 
+import math
 from fractions import Fraction
 from math import comb
 
@@ -61,7 +62,7 @@ def test_too_many_enemies_need_everybody() -> None:
 
 
 def test_survivors_cannot_be_split_in_the_offered_graphs() -> None:
-    for owners in (COMPLETE_UP_TO + 1, 300, 1000):
+    for owners in (COMPLETE_UP_TO + 1, 300, 1000, 10000):
         tenth = owners // 10
         holders, threshold = regular_parameters(owners, tenth, tenth)
         assert log2_disconnected(owners, tenth, holders, threshold) < -40
@@ -70,10 +71,15 @@ def test_survivors_cannot_be_split_in_the_offered_graphs() -> None:
 
 
 def test_a_term_of_the_bound_is_the_probability_it_says() -> None:
-    # With n = 8, c = 2, k = 3, t = 1 the smaller part has 3 members and the other 3.
+    # With n = 8, c = 2, k = 3, t = 1 the smaller part has 3 members and the other 3: each of
+    # the first draws both others (at most 2/7 squared), each of the second none of the three.
     missed = Fraction(comb(4, 2), comb(7, 2))
-    expected = comb(6, 3) * comb(3, 3) * missed**3
-    assert 2.0 ** log2_disconnected(8, 2, 3, 1) == pytest.approx(float(expected), rel=1e-12)
+    expected = comb(6, 3) * Fraction(2, 7) ** (2 * 3) * comb(3, 3) * missed**3
+    assert 2.0 ** log2_disconnected(8, 2, 3, 1) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_a_graph_that_cannot_be_split_has_no_terms() -> None:
+    assert log2_disconnected(5, 1, 5, 2) == -math.inf
 
 
 def test_everybody_holds_all_shares_in_a_complete_graph() -> None:

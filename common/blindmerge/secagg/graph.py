@@ -67,6 +67,7 @@ def regular_parameters(owners: int, colluders: int, dropouts: int) -> tuple[int,
     lost; both are hypergeometric. Required, with a union bound over all owners:
         n P[X >= 2t - k] <= 2^-40     at most one of its two secrets can be opened
         n P[D > k - t]   <= 2^-20     enough holders are left
+    and survivors that cannot be split (`log2_disconnected`).
     Raises ValueError if nothing short of the complete graph does.
 
     >>> regular_parameters(300, 30, 30), regular_parameters(1000, 100, 100)
@@ -79,7 +80,8 @@ def regular_parameters(owners: int, colluders: int, dropouts: int) -> tuple[int,
             if owners * unsafe << _SECURITY_LOG2 > pairs:
                 continue
             stuck = _tail(owners - 1, dropouts, holders - 1, holders - threshold + 1)
-            if owners * stuck << _LIVENESS_LOG2 <= pairs:
+            connected = log2_disconnected(owners, colluders, holders, threshold) <= -_SECURITY_LOG2
+            if owners * stuck << _LIVENESS_LOG2 <= pairs and connected:
                 return holders, threshold
             break  # a larger threshold loses more
     raise ValueError("so many colluders and drop-outs need a complete graph")

@@ -145,6 +145,7 @@ class Federation:
     leaving: dict[int, tuple[int, str]] = field(default_factory=dict)
     partial: frozenset[int] = frozenset()
     restarts: bool = True
+    spool: Callable[[], MemorySpool] = MemorySpool
     errors: list[tuple[str, BlindmergeError]] = field(default_factory=list)
     sent: list[tuple[int, Message]] = field(default_factory=list)
     openings: list[tuple[int, Revealed]] = field(default_factory=list)
@@ -243,7 +244,7 @@ class Federation:
         self, manifest: SumManifest, stop: str, allowed: Sequence[int] | None = None
     ) -> tuple[OpenState, MemorySpool]:
         """An honest server's rounds before `stop`, which is open when this returns."""
-        spool = MemorySpool()
+        spool = self.spool()
         state: OpenState = start(manifest, self.roster, allowed)
         for step in ROUNDS[: ROUNDS.index(stop)]:
             state = self.round(state, spool, step)

@@ -25,7 +25,6 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from blindmerge_server.simulate.embedded import embedded_folder
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
@@ -37,6 +36,7 @@ from blindmerge_client.finetune import TrainingOptions, cached_finetune, prepare
 from blindmerge_client.predict import ensemble, predict, score
 from blindmerge_client.session import Session
 from blindmerge_server.rounds import PhaseSum, solve_phase
+from blindmerge_server.simulate.embedded import embedded_folder
 
 SEEDS = (0, 1, 2)
 ROWS = 2000  # training texts per organisation

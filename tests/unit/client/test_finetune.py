@@ -24,6 +24,7 @@ from blindmerge_client.finetune import (
     finetune_key,
     prepare_base,
 )
+from blindmerge_client.models import has_bfloat16
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.predict import predict, score
 from support.pico import Architecture, pico_encoder, pico_examples
@@ -252,7 +253,7 @@ def test_the_key_changes_with_everything_that_decides_the_model(
         key(seed=5),
     ]
     assert key() == keys[0] == key(rows=9) == key(rows=10)
-    bfloat16 = module.has_bfloat16()
+    bfloat16 = has_bfloat16()
     monkeypatch.setattr(module, "has_bfloat16", lambda: not bfloat16)
     keys.append(key())
     monkeypatch.setattr(transformers, "__version__", "0")

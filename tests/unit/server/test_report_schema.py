@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import numpy as np
 import pytest
 from pydantic import ValidationError

@@ -14,11 +14,10 @@ two rounds of the phase before (SPEC §8).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from blindmerge.encoding import Layout
 from blindmerge.errors import AlreadyAnswered, JobAborted, ProtocolBroken
 from blindmerge.identity import Identity
 from blindmerge.secagg.manifest import SumManifest, Terms
@@ -40,10 +39,12 @@ from blindmerge.secagg.messages import (
 from blindmerge.secagg.persist import dump, load
 from blindmerge.secagg.secret import Randomness
 from blindmerge.secagg.transitions import OWNER, next_state
+from blindmerge.statistic import Statistic
 from blindmerge_client.rounds import (
     Masker,
     advertise,
     commit_input,
+    digest_input,
     on_adverts,
     on_consents,
     on_deliveries,
@@ -144,26 +145,28 @@ class OwnerJob:
             raise AssertionError(f"{run.state.name} went to {state.name}, not {target}")
         return self._with(phase, Run(state, run.heard | {message.kind: digest}))
 
-    def commit_input(self, phase: int, digests: Sequence[bytes]) -> "OwnerJob":
-        """Fixes the input of a phase, block by block (`rounds.digest_of_block`).
+    def commit_input(self, phase: int, statistic: Statistic) -> "OwnerJob":
+        """Fixes what this owner contributes to a phase (R2.2).
 
         Raises ProtocolBroken before the shares of others are there, or before the phase
-        before was answered; JobAborted if another input was fixed already.
+        before was answered; SchemaMismatch, NotFinite or Overflow for numbers that the
+        manifest does not allow; JobAborted if another input was fixed before.
         """
-        run = self._at(phase)
-        if isinstance(run.state, Masked):
-            if run.state.digests != tuple(digests):
+        state = self._at(phase).state
+        digests = digest_input(state.manifest.layout, statistic)
+        if isinstance(state, Masked):
+            if state.digests != digests:
                 raise JobAborted(
                     "the input of the secure sum is not the one before the restart",
                     hint="this owner must leave this attempt; nothing of the new input was sent",
                 )
             return self
-        next_state(OWNER, run.state.name, "own input")
-        if not isinstance(run.state, Ready):
+        next_state(OWNER, state.name, "own input")
+        if not isinstance(state, Ready):
             raise AssertionError("only 'ready' awaits an input")
         if phase > 0 and phase - 1 not in self.history.answered:
             raise ProtocolBroken(f"phase {phase - 1} is not answered yet")
-        return self._with(phase, Run(commit_input(run.state, digests), run.heard))
+        return self._with(phase, Run(commit_input(state, digests), self._at(phase).heard))
 
     def reply(self, phase: int, receipt: Receipt) -> bytes | None:
         """What this owner says in its present state; blocks are the masker's business.
@@ -198,10 +201,6 @@ class OwnerJob:
         if not isinstance(state, Masked):
             raise ProtocolBroken(f"no blocks can be masked in the state '{state.name}'")
         return Masker(state)
-
-    def layout(self, phase: int) -> Layout:
-        """How the statistic of a phase must lie in the ring."""
-        return self._at(phase).state.manifest.layout
 
     def state(self, phase: int) -> str:
         """The name of the state of a phase; `idle` if no run of it is going on."""

@@ -5,9 +5,9 @@ state as it was.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from blindmerge.encoding import Ring, to_wire
+from blindmerge.encoding import Layout, Ring, to_wire
 from blindmerge.errors import JobAborted, ProtocolBroken, ShareInvalid, TooFewOwners
 from blindmerge.identity import Identity, Roster
 from blindmerge.secagg.adverts import Advert, check_adverts, commit_to_seed
@@ -36,13 +36,14 @@ from blindmerge.secagg.secret import Randomness, Secret
 from blindmerge.secagg.shamir import PRIME, SHARE_BYTES, split
 from blindmerge.secagg.shares import commit_to_shares
 from blindmerge.secagg.transcript import Sets, check_consents, statement
+from blindmerge.statistic import Statistic
 from blindmerge_client.states import Advertised, Agreed, Masked, Ready, Revealed, Shared
 
 __all__ = [
     "Masker",
     "advertise",
     "commit_input",
-    "digest_of_block",
+    "digest_input",
     "on_adverts",
     "on_consents",
     "on_deliveries",
@@ -147,15 +148,20 @@ def _open_deal(
     return pair
 
 
-def digest_of_block(ring: Ring) -> bytes:
-    """What fixes a block of the input."""
+def digest_input(layout: Layout, statistic: Statistic) -> tuple[bytes, ...]:
+    """SHA-256 of every block of the encoded statistic: what fixes an input.
+
+    Raises SchemaMismatch, NotFinite or Overflow, before anything was sent.
+    """
+    return tuple(_digest(layout.encode(statistic, block)) for block in range(layout.blocks))
+
+
+def _digest(ring: Ring) -> bytes:
     return hashlib.sha256(ring.data).digest()
 
 
-def commit_input(state: Ready, digests: Sequence[bytes]) -> Masked:
-    """R2.2: fixes the input of this run.   digests: of every block, in order."""
-    if len(digests) != state.manifest.layout.blocks:
-        raise ValueError("one digest for each block is needed")
+def commit_input(state: Ready, digests: tuple[bytes, ...]) -> Masked:
+    """R2.2: fixes the input of this run."""
     return Masked(
         state.manifest,
         state.seat,
@@ -164,7 +170,7 @@ def commit_input(state: Ready, digests: Sequence[bytes]) -> Masked:
         state.adverts,
         state.u2,
         state.held,
-        tuple(digests),
+        digests,
     )
 
 
@@ -183,14 +189,15 @@ class Masker:
                 key = pair_key(own_key, public, manifest.hash, seat, peer)
                 (self._plus if peer > seat else self._minus).append(key)
 
-    def mask(self, index: int, ring: Ring, *, threads: int = 1) -> Block:
+    def mask(self, index: int, statistic: Statistic, *, threads: int = 1) -> Block:
         """y = x + PRG(b) + sum of PRG(k_ij), j > i, - sum of PRG(k_ij), j < i.
 
-        ring: the block as `Layout.encode` made it; it is masked in place.
+        index: of the block, whose numbers x are encoded anew.
         Raises JobAborted if it is not the block that was fixed.
         """
         manifest = self._state.manifest
-        if digest_of_block(ring) != self._state.digests[index]:
+        ring = manifest.layout.encode(statistic, index)
+        if _digest(ring) != self._state.digests[index]:
             raise JobAborted(
                 "the input of the secure sum changed after its masks were used",
                 hint="this owner must leave this attempt; nothing of the new input was sent",
@@ -201,6 +208,11 @@ class Masker:
         )
         apply_masks(ring, plus, minus, manifest.prg, threads=threads)
         return Block(manifest.hash, index, to_wire(ring, manifest.layout.bits))
+
+    def blocks(self, statistic: Statistic, *, threads: int = 1) -> Iterator[Block]:
+        """All blocks, one at a time."""
+        for index in range(self._state.manifest.layout.blocks):
+            yield self.mask(index, statistic, threads=threads)
 
 
 def on_survivors(state: Masked, message: Survivors, identity: Identity, terms: Terms) -> Agreed:

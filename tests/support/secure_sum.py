@@ -8,6 +8,7 @@ step, so each test is also a test of restarts.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from blindmerge.secagg.messages import Block, Limits, Message, encode, parse
 from blindmerge.secagg.transcript import Transcript, verify_transcript
 from blindmerge.statistic import Array, Statistic
 from blindmerge_client.protocol import OwnerJob, Receipt
-from blindmerge_client.rounds import digest_of_block
 from blindmerge_client.states import Masked, Revealed
 from blindmerge_server.protocol import decode_state, encode_state, receive, start
 from blindmerge_server.states import OpenState, ServerState, Unmasking
@@ -164,10 +164,7 @@ class Federation:
             job = job.receive(data, now=NOW, rng=self.rng)
             phase = job.phase_of(data)
             if job.state(phase) == "ready":
-                layout = job.layout(phase)
-                statistic = self.input(seat, phase)
-                rings = [layout.encode(statistic, i) for i in range(layout.blocks)]
-                job = job.commit_input(phase, [digest_of_block(ring) for ring in rings])
+                job = job.commit_input(phase, self.input(seat, phase))
             self.jobs[seat] = job
             job, receipt = stored(job) if self.restarts else (job, _receipt(job))
             self.jobs[seat] = job
@@ -184,16 +181,12 @@ class Federation:
 
     def _blocks(self, seat: int, phase: int, receipt: Receipt) -> list[bytes]:
         job = self.jobs[seat]
-        masker, layout = job.masker(phase, receipt), job.layout(phase)
         state = job.runs[phase].state
         assert isinstance(state, Masked)
         self.masked[state.manifest.hash, seat] = state
-        count = 1 if seat in self.partial else layout.blocks
-        statistic = self.input(seat, phase)
-        return [
-            encode(masker.mask(i, layout.encode(statistic, i)), len(self.roster))
-            for i in range(count)
-        ]
+        blocks = job.masker(phase, receipt).blocks(self.input(seat, phase))
+        some = islice(blocks, 1 if seat in self.partial else None)
+        return [encode(block, len(self.roster)) for block in some]
 
     def exchange(
         self,

@@ -9,6 +9,14 @@ sum of all owners wrap around is refused, never clipped.
 The rule by which exponents are chosen: a public bound 2^m on the magnitude of a row gives
 e = largest_scaled_log2(owners, bits) - m (`exponent_for`); the bounds come from a sample, the
 statistic of the base model on public text (`calibrate`), or are given (`uniform`).
+
+Which bounds: a sum that another is divided by must keep its relative precision. RegMean's Gram
+matrices need a bound per row. Fisher's values need one per tensor at least, made from a sample, and
+a floor_log2 below those of the faintest tensor: under one bound for all, or a floor made for
+deltas, faint tensors are rounded to nothing and then averaged, in silence. Within a tensor, values
+below its mean times `Fisher.floor` are averaged anyway; only steps must be finer than that. The
+deltas of the base model are zero: a sample takes them from a model fine-tuned on public
+text. (Measured in tests/conformance/test_methods_under_masks.py.)
 """
 
 import math

@@ -4,6 +4,7 @@ Each side registers its own commands; their heavy imports wait until a command r
 """
 
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -16,8 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from blindmerge.checkpoint import Checkpoint
-from blindmerge.errors import BlindmergeError, ConfigInvalid, Interrupted, ResourceMissing
+from blindmerge.errors import (
+    BlindmergeError,
+    ConfigInvalid,
+    Interrupted,
+    PeerInvalid,
+    ResourceMissing,
+)
+from blindmerge.identity import verify_roster
 from blindmerge.manifest import Manifest
+from blindmerge.secagg.transcript import Transcript, verify_transcript
 
 __all__ = ["app", "main"]
 
@@ -34,6 +43,16 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+}
+
+_TRANSCRIPT_BYTES = 1 << 24
+"""More than a transcript of the largest roster, 65,536 owners."""
+
+_DROPPED = {
+    "R0": "not in the sum, never took part (R0)",
+    "R1": "not in the sum, gone before its keys were shared (R1)",
+    "R2": "not in the sum, gone before all its masked numbers were there (R2)",
+    "R3": "in the sum, but gone before it signed who is (R3)",
 }
 
 app = typer.Typer(
@@ -66,6 +85,67 @@ def inspect(
         f"{manifest.architecture}: {len(manifest.shapes)} tensors, {numbers:,} numbers, "
         f"{len(manifest.blocks)} phases\ncontent hash {checkpoint.sha256}"
     )
+
+
+@app.command("verify-transcript")
+def verify(
+    file: Annotated[Path, typer.Argument(help="Transcript that came with a merged model.")],
+    roster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHA256",
+            help="Hash of the roster, as your organisation pinned it: 64 hex digits. "
+            "Without it nothing says that the signatures are those of your partners.",
+        ),
+    ] = None,
+) -> None:
+    """Check who was in a secure sum: the signatures in the transcript FILE."""
+    if roster is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", roster):
+        raise ConfigInvalid(
+            "--roster is not a SHA-256", hint="give the 64 hex digits that your policy pins"
+        )
+    with file.open("rb") as stream:
+        data = stream.read(_TRANSCRIPT_BYTES + 1)
+    if len(data) > _TRANSCRIPT_BYTES:
+        raise PeerInvalid(f"'{file}' is larger than any transcript: {_TRANSCRIPT_BYTES:,} bytes")
+    proof = verify_transcript(data)
+    if roster is not None:
+        verify_roster(proof.roster, bytes.fromhex(roster))
+    print("\n".join([*_described(proof), *_compared(roster)]))
+
+
+def _described(proof: Transcript) -> list[str]:
+    manifest, thresholds = proof.manifest, proof.manifest.thresholds
+    lines = [
+        f"sum of {len(proof.summed)} of {len(proof.roster)} owners, "
+        f"signed by {len(proof.signers)} of them",
+        f"threshold   {thresholds.quorum} of {thresholds.owners} owners; "
+        f"safe while at most {thresholds.colluders} help the server",
+        f"secrets     open with {thresholds.threshold} of {thresholds.holders} shares",
+        f"job         {manifest.job}",
+        f"phase       {manifest.phase + 1} of {manifest.phases}, attempt {manifest.attempt + 1}",
+        f"manifest    {manifest.hash.hex()}",
+        f"plan        {manifest.plan}",
+        f"base model  {manifest.base}",
+        f"roster      {manifest.roster}",
+        "",
+        "in the sum:",
+        *(f"  {name}" for name in proof.summed),
+    ]
+    for step, names in proof.dropped.items():
+        if names:
+            lines += [f"{_DROPPED[step]}:", *(f"  {name}" for name in names)]
+    return lines
+
+
+def _compared(roster: str | None) -> list[str]:
+    if roster is not None:
+        return ["", "The signatures are valid, and the roster is the pinned one."]
+    return [
+        "",
+        "WARNING: THE ROSTER WAS NOT COMPARED. Anybody can invent owners and sign.",
+        "Give the hash that your organisation pinned: --roster SHA256",
+    ]
 
 
 def _rules(manifest: Manifest) -> Table:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test check wheel bench-quality lock clean
+.PHONY: demo test check wheel bench-quality bench-secagg lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
@@ -31,6 +31,10 @@ wheel: $(INSTALLED)
 
 bench-quality: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/quality.py $(SUITES)
+
+# One thread, so that ratios mean something; numpy's sums and OpenSSL need no more.
+bench-secagg: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/bench/secagg.py $(SIZES)
 
 # CPU torch first: what depends on it must not pull another build.
 $(INSTALLED): pyproject.toml constraints.txt

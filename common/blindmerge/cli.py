@@ -189,7 +189,7 @@ def main() -> NoReturn:
     for side in _SIDES:
         import_module(side).register(app)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="blindmerge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as help_text:
         print(help_text.format_message(), file=sys.stderr)
         sys.exit(ConfigInvalid.exit_code)

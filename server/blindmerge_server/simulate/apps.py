@@ -7,9 +7,11 @@ is one more request. Owners live in Ray's worker processes.
 import functools
 import logging
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from blindmerge.errors import BlindmergeError, ResourceMissing, TooFewOwners
+from blindmerge.errors import BlindmergeError, Interrupted, ResourceMissing, TooFewOwners
 from blindmerge_client.app import courier
 from blindmerge_client.data import read_examples
 from blindmerge_client.owner import Owner
@@ -32,6 +34,7 @@ __all__ = ["FINE_TUNING", "FlowerRun", "client_app", "run_in_flower"]
 
 FINE_TUNING = "fine-tuning"
 _FINE_TUNE = "fine_tune"
+_STOP = "stop"  # a file in the owners' common folder that ends their trainings
 _TIMEOUT_S = 7 * 24 * 3600.0  # a simulation has nobody to wait for but its own processes
 _LOADED_OWNERS = 4  # owners whose model stays in a worker's memory
 
@@ -53,13 +56,15 @@ def _owner(pupil: Pupil) -> Owner:
     pupil.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _log_to(pupil.folder / "log.txt")
     progress = pupil.folder / "progress"
-    own = pupil.fine_tuned(lambda done, total: _write(progress, f"{done} {total}"))
+
+    def step(done: int, total: int) -> None:
+        progress.write_text(f"{done} {total}")
+        if (pupil.folder.parent / _STOP).exists():
+            raise Interrupted("stopped")
+
+    own = pupil.fine_tuned(step)
     test = read_examples(pupil.test, pupil.labels)
     return Owner(pupil.name, pupil.base, own, pupil.examples(), pupil.folder, test)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def _log_to(path: Path) -> None:
@@ -102,14 +107,17 @@ def run_in_flower(setting: Setting, out: dict[str, Path], watch: Watch) -> Flowe
             _serve(setting, out, watch, StreamingGrid(grid, watch.pause), run)
         except Exception as error:  # raised again in the main thread
             run.error = error
+            # Flower waits for what its workers are at, which may be a long training.
+            (setting.owners / _STOP).touch()
 
     try:
-        run_simulation(
-            server_app=server,
-            client_app=client_app(setting.pupils),
-            num_supernodes=len(setting.pupils),
-            backend_config=_backend(len(setting.pupils)),
-        )
+        with _signals_stop(watch):
+            run_simulation(
+                server_app=server,
+                client_app=client_app(setting.pupils),
+                num_supernodes=len(setting.pupils),
+                backend_config=_backend(len(setting.pupils)),
+            )
     except RuntimeError as error:
         if run.error is None:
             raise ResourceMissing(
@@ -118,6 +126,24 @@ def run_in_flower(setting: Setting, out: dict[str, Path], watch: Watch) -> Flowe
     if run.error is not None:
         raise run.error
     return run
+
+
+@contextmanager
+def _signals_stop(watch: Watch) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run at the server's next pause.
+
+    A KeyboardInterrupt in the main thread would leave Flower's threads waiting for each other.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, lambda *_: watch.stop.set()) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
 
 
 def _backend(owners: int) -> Any:

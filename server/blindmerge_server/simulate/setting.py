@@ -78,6 +78,17 @@ class Setting:
     cache: Path
     work: Path
 
+    @property
+    def owners(self) -> Path:
+        """The folder with one folder per owner."""
+        return _owners(self.work)
+
+
+def _owners(work: Path) -> Path:
+    folder = work / "owners"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
 
 def read_setting(
     federation: Federation, cache: Path, work: Path, say: Callable[[str], None]
@@ -146,5 +157,5 @@ def _pupil(
         training=federation.training,
         checkpoint=owner.checkpoint,
         cache=cache / "models",
-        folder=work / "owners" / owner.name,
+        folder=_owners(work) / owner.name,
     )

@@ -44,6 +44,11 @@ def test_every_command_of_the_readme_is_known() -> None:
     assert "blindmerge simulate --out out/demo" in (ROOT / "Makefile").read_text()
 
 
+def test_the_table_of_quality_is_the_one_that_was_measured() -> None:
+    shown = README.split("<!-- quality -->\n")[1].split("<!-- /quality -->")[0]
+    assert shown == (ROOT / "tests/bench/results/quality-emotion.md").read_text()
+
+
 def test_the_example_with_own_data_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     command = COMMANDS[3].split()[1:]

@@ -24,7 +24,7 @@ from blindmerge_client.batches import Batch
 __all__ = ["collect_fisher", "read_fisher"]
 
 Totals = Mapping[str, np.memmap[Any, np.dtype[np.float64]]]
-PerExample = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+PerExample = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def collect_fisher(
@@ -62,48 +62,61 @@ def read_fisher(folder: Path, names: Sequence[str]) -> dict[str, Array]:
     return {name: np.load(folder / f"{name}.npy") for name in names}
 
 
-class _Probabilities:
-    """p(y|x) of the class whose gradient is being taken, [examples], and how many there are."""
+class _Now:
+    """The batch in the model: how many examples it has."""
 
     examples = 0
-    now = torch.empty(0)
 
 
 def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> None:
-    weight = _Probabilities()
+    now = _Now()
     with ExitStack() as hooks:
         for parameter in model.parameters():
             hooks.callback(parameter.requires_grad_, parameter.requires_grad)
         model.requires_grad_(False)
         for name, module in model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
-                handle = module.register_forward_hook(_hook(name, module, totals, weight))
+                handle = module.register_forward_hook(_hook(name, module, totals, now))
                 hooks.callback(handle.remove)
         for batch in batches:
-            weight.examples = len(batch.indices)
+            now.examples = len(batch.indices)
             logits = model(**batch.inputs).logits
-            log_p = torch.log_softmax(logits, dim=-1)
-            for label in range(log_p.shape[1]):
-                weight.now = log_p[:, label].detach().exp()
-                torch.autograd.backward(log_p[:, label].sum(), retain_graph=True)
+            for direction in _directions(logits.detach()):
+                torch.autograd.backward((logits * direction).sum(), retain_graph=True)
 
 
-def _hook(name: str, module: nn.Module, totals: Totals, weight: _Probabilities) -> Any:
+def _directions(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What to differentiate in the space of the logits, [examples, labels] each.
+
+    With J the gradients of an example's logits, sum_y p_y (d log p_y)^2 is the diagonal of
+    J^T (diag(p) - p p^T) J. That covariance has rank labels - 1, so its root needs one backward
+    pass less than there are labels: one instead of two for a binary task.
+    """
+    p = torch.softmax(logits.double(), dim=-1)
+    covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    values, vectors = torch.linalg.eigh(covariance)
+    # Ascending: the first eigenvalue is 0, that of a shift of all logits.
+    roots = vectors * values.clamp(min=0).sqrt()[:, None, :]
+    directions: tuple[torch.Tensor, ...] = roots[:, :, 1:].to(logits.dtype).unbind(dim=-1)
+    return directions
+
+
+def _hook(name: str, module: nn.Module, totals: Totals, now: _Now) -> Any:
     add = _rule(name, module, totals)
 
     def forward(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         inputs = args[0]
-        if output.shape[0] == 1 != weight.examples:
+        if output.shape[0] == 1 != now.examples:
             # Position embeddings are looked up once for the whole batch; one copy per
             # example keeps the gradients of the examples apart.
-            output = output.expand(weight.examples, *output.shape[1:])
-            inputs = inputs.expand(weight.examples, *inputs.shape[1:])
+            output = output.expand(now.examples, *output.shape[1:])
+            inputs = inputs.expand(now.examples, *inputs.shape[1:])
         if isinstance(module, nn.Embedding):
             # Parameters are frozen while hooks take their gradients; the graph starts here.
             output = output.detach().requires_grad_()
         inputs = inputs.detach()
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: add(inputs, gradient, weight.now)
+            lambda gradient: add(inputs, gradient)
         )
         return output
 
@@ -121,22 +134,22 @@ def _rule(name: str, module: nn.Module, totals: Totals) -> PerExample:
 
 
 def _linear(name: str, totals: Totals) -> PerExample:
-    def add(inputs: torch.Tensor, gradient: torch.Tensor, p: torch.Tensor) -> None:
+    def add(inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         if inputs.ndim == 2:
             inputs, gradient = inputs[:, None], gradient[:, None]
         per_example = torch.bmm(gradient.transpose(1, 2), inputs)
-        _add_squares(totals, f"{name}.weight", per_example, p)
-        _add_squares(totals, f"{name}.bias", gradient.sum(dim=1), p)
+        _add_squares(totals, f"{name}.weight", per_example)
+        _add_squares(totals, f"{name}.bias", gradient.sum(dim=1))
 
     return add
 
 
 def _layer_norm(name: str, module: nn.LayerNorm, totals: Totals) -> PerExample:
-    def add(inputs: torch.Tensor, gradient: torch.Tensor, p: torch.Tensor) -> None:
+    def add(inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         shape = module.normalized_shape
         normalised = nn.functional.layer_norm(inputs, list(shape), eps=module.eps)
-        _add_squares(totals, f"{name}.weight", (gradient * normalised).sum(dim=1), p)
-        _add_squares(totals, f"{name}.bias", gradient.sum(dim=1), p)
+        _add_squares(totals, f"{name}.weight", (gradient * normalised).sum(dim=1))
+        _add_squares(totals, f"{name}.bias", gradient.sum(dim=1))
 
     return add
 
@@ -144,19 +157,18 @@ def _layer_norm(name: str, module: nn.LayerNorm, totals: Totals) -> PerExample:
 def _embedding(name: str, module: nn.Embedding, totals: Totals) -> PerExample:
     total = totals[f"{name}.weight"]
 
-    def add(ids: torch.Tensor, gradient: torch.Tensor, p: torch.Tensor) -> None:
-        for example_ids, rows, probability in zip(ids, gradient, p, strict=True):
+    def add(ids: torch.Tensor, gradient: torch.Tensor) -> None:
+        for example_ids, rows in zip(ids, gradient, strict=True):
             found, place = example_ids.unique(return_inverse=True)
             summed = torch.zeros(len(found), rows.shape[1]).index_add_(0, place, rows)
             if module.padding_idx is not None:  # that row is never trained
                 summed[found == module.padding_idx] = 0
-            total[found.numpy()] += (probability * summed.square()).numpy()
+            total[found.numpy()] += summed.square_().numpy()
 
     return add
 
 
-def _add_squares(totals: Totals, name: str, gradient: torch.Tensor, p: torch.Tensor) -> None:
-    """total += sum_b p_b gradient_b^2; gradient: [examples, *shape of the tensor], overwritten."""
+def _add_squares(totals: Totals, name: str, gradient: torch.Tensor) -> None:
+    """total += sum_b gradient_b^2; gradient: [examples, *shape of the tensor], overwritten."""
     if name in totals:  # a layer may have no bias
-        squares = p @ gradient.flatten(1).square_()
-        totals[name][...] += squares.view(gradient.shape[1:]).numpy()
+        totals[name][...] += gradient.square_().sum(dim=0).numpy()

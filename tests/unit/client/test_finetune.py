@@ -24,7 +24,6 @@ from blindmerge_client.finetune import (
     finetune_key,
     prepare_base,
 )
-from blindmerge_client.models import has_bfloat16
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.predict import predict, score
 from support.pico import Architecture, pico_encoder, pico_examples
@@ -253,12 +252,14 @@ def test_the_key_changes_with_everything_that_decides_the_model(
         key(seed=5),
     ]
     assert key() == keys[0] == key(rows=9) == key(rows=10)
-    bfloat16 = has_bfloat16()
-    monkeypatch.setattr(module, "has_bfloat16", lambda: not bfloat16)
+    # In the namespace that the function looks into, whichever copy of the module that is.
+    seen = finetune_key.__globals__
+    bfloat16 = seen["has_bfloat16"]()
+    monkeypatch.setitem(seen, "has_bfloat16", lambda: not bfloat16)
     keys.append(key())
-    monkeypatch.setattr(transformers, "__version__", "0")
+    monkeypatch.setattr(seen["transformers"], "__version__", "0")
     keys.append(key())
-    assert len(set(keys)) == 13
+    assert [keys.index(each) for each in keys] == list(range(13))
 
 
 def test_the_cache_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,11 @@ def test_nothing_of_a_run_stays_but_its_results(done: tuple[Path, str]) -> None:
         "report.json",
         "scores.png",
     ]
-    assert sorted(path.name for path in (folder / "cache").iterdir()) == ["bases", "models"]
+    assert sorted(path.name for path in (folder / "cache").iterdir()) == [
+        "bases",
+        "models",
+        "predictions",
+    ]
 
 
 def test_ctrl_c_stops_and_leaves_nothing_half_written(tmp_path: Path) -> None:

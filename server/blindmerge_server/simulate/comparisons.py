@@ -5,12 +5,21 @@ models and a multi-task model trained on the pooled data: the systems that Jin e
 compare with. An organisation of a real federation can make neither.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+import transformers
+
+from blindmerge import canonical
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.files import replacing
 from blindmerge.statistic import Array
 from blindmerge_client.data import Examples
 from blindmerge_client.finetune import cached_finetune
+from blindmerge_client.models import has_bfloat16
 from blindmerge_client.predict import ensemble, predict, score
 from blindmerge_server.report.schema import DataScore, Kind, SystemScores
 from blindmerge_server.report.wording import name_of
@@ -60,9 +69,9 @@ def systems(
     logits: dict[str, dict[str, Array]] = {}
     for number, (owner, checkpoint) in enumerate(own.items()):
         step(number, len(own) + 1)
-        logits[owner] = _apply(setting, checkpoint, tests)
+        logits[owner] = _remembered(setting, checkpoint, tests)
     step(len(own), len(own) + 1)
-    of_pooled = _apply(setting, pooled, tests)
+    of_pooled = _remembered(setting, pooled, tests)
     rows = [_scored(f"own:{owner}", "own", logits[owner], tests) for owner in own]
     rows.append(_scored("own", "own", {owner: logits[owner][owner] for owner in own}, tests))
     for method, checkpoint in merged.items():
@@ -83,6 +92,29 @@ def _apply(setting: Setting, checkpoint: Path, tests: Mapping[str, Examples]) ->
         found[owner] = logits[start : start + len(test)]
         start += len(test)
     return found
+
+
+def _remembered(
+    setting: Setting, checkpoint: Path, tests: Mapping[str, Examples]
+) -> dict[str, Array]:
+    """The same, from the cache if this model was applied to these texts before.
+
+    For models that are cached themselves; a second run does not apply them again.
+    """
+    content = [
+        Checkpoint(checkpoint).sha256,
+        [[owner, test.sha256] for owner, test in tests.items()],
+        setting.federation.training.max_length,
+        [str(torch.__version__), transformers.__version__, has_bfloat16()],
+    ]
+    key = hashlib.sha256(canonical.encode(content)).hexdigest()
+    file = setting.cache / "predictions" / f"{key}.npz"
+    if not file.exists():
+        with replacing(file) as temporary, temporary.open("wb") as stream:
+            # By place: an owner's name may be one of savez's own arguments.
+            np.savez(stream, *_apply(setting, checkpoint, tests).values(), allow_pickle=False)
+    with np.load(file, allow_pickle=False) as arrays:
+        return {owner: arrays[f"arr_{place}"] for place, owner in enumerate(tests)}
 
 
 def _scored(

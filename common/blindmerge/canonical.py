@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from blindmerge.errors import NotCanonical
 
-__all__ = ["Value", "decode", "encode"]
+__all__ = ["Value", "decode", "encode", "tuples"]
 
 Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
 
@@ -196,3 +196,12 @@ def _text(raw: bytes) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise NotCanonical("text is not UTF-8") from error
+
+
+def tuples(value: object) -> object:
+    """The value with tuples for its lists, which strict frozen models want."""
+    if isinstance(value, list):
+        return tuple(tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return value

@@ -73,7 +73,7 @@ class Plan(BaseModel):
         """
         value = canonical.decode(data)
         try:
-            plan = cls.model_validate(_tuples(value))
+            plan = cls.model_validate(canonical.tuples(value))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             # A peer chose these names: no control characters on a person's terminal.
@@ -82,11 +82,3 @@ class Plan(BaseModel):
         if plan.encode() != data:
             raise PeerInvalid("a field of the plan is left out, or a number has another type")
         return plan
-
-
-def _tuples(value: canonical.Value) -> object:
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value

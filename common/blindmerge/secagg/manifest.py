@@ -146,7 +146,7 @@ class SumManifest(BaseModel):
         """The manifest with these canonical bytes.   Raises NotCanonical or PeerInvalid."""
         value = canonical.decode(data)
         try:
-            manifest = cls.model_validate(_tuples(value))
+            manifest = cls.model_validate(canonical.tuples(value))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -156,14 +156,6 @@ class SumManifest(BaseModel):
         if manifest.encoded != data:
             raise PeerInvalid("the manifest of the sum leaves out fields")
         return manifest
-
-
-def _tuples(value: canonical.Value) -> object:
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value
 
 
 @dataclass(frozen=True, slots=True)

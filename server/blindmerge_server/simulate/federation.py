@@ -26,6 +26,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from blindmerge import canonical
 from blindmerge.errors import ConfigInvalid
 from blindmerge.merge import AnyMethod
 from blindmerge_client.data import SUFFIXES
@@ -292,7 +293,7 @@ def read_federation(path: Path) -> Federation:
     folder = Path(os.path.abspath(path)).parent
     clashes = _clashes(raw)
     try:
-        federation = Federation.model_validate(_tuples(raw), context={"folder": folder})
+        federation = Federation.model_validate(canonical.tuples(raw), context={"folder": folder})
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise _refusal(
@@ -365,12 +366,3 @@ def _refusal(path: Path, mistakes: Sequence[str]) -> ConfigInvalid:
 
 def _inside(embedded: Path, path: Path) -> Path:
     return path if path.is_absolute() else embedded / str(path).removeprefix(EMBEDDED)
-
-
-def _tuples(value: object) -> object:
-    """Lists as tuples, which strict models want."""
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value

@@ -15,8 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
 
-__all__ = ["ARCHITECTURES", "Block", "Group", "Linear", "Manifest", "Mean", "describe"]
+__all__ = [
+    "ARCHITECTURES",
+    "Block",
+    "Group",
+    "Linear",
+    "Manifest",
+    "Mean",
+    "Task",
+    "describe",
+    "task_of",
+]
 
+Task: TypeAlias = Literal["single-label", "token-classification"]
+"""What a model does: one label for every text, or one tag for every word of it."""
 Rows: TypeAlias = Literal["tokens", "sequences"]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -133,64 +145,97 @@ class _GroupRule(BaseModel):
     layers: tuple[str, ...]
 
 
-class _Architecture(BaseModel):
-    """The rules of one architecture; LayerNorms and embeddings are found by their names."""
+class _Encoder(BaseModel):
+    """The rules of an encoder; LayerNorms and embeddings are found by their names (`mean`)."""
 
     model_config = _STRICT
     embeddings: str
     layers: str
     layer_groups: tuple[_GroupRule, ...]
-    head_groups: tuple[_GroupRule, ...]
     mean: str
 
 
+class _Architecture(BaseModel):
+    """The rules of one architecture: an encoder with a head."""
+
+    model_config = _STRICT
+    task: Task
+    encoder: _Encoder
+    head_groups: tuple[_GroupRule, ...]
+
+
 def _tokens(name: str, *layers: str) -> _GroupRule:
-    return _GroupRule(name=name, rows="tokens", layers=layers)
+    return _GroupRule(name=name, rows="tokens", layers=layers or (name,))
 
 
-def _sequences(name: str) -> _GroupRule:
-    return _GroupRule(name=name, rows="sequences", layers=(name,))
+def _texts(encoder: _Encoder, *layers: str) -> _Architecture:
+    head = tuple(_GroupRule(name=name, rows="sequences", layers=(name,)) for name in layers)
+    return _Architecture(task="single-label", encoder=encoder, head_groups=head)
+
+
+def _words(encoder: _Encoder) -> _Architecture:
+    head = (_tokens("classifier"),)
+    return _Architecture(task="token-classification", encoder=encoder, head_groups=head)
 
 
 _BERT_LAYER = (
     _tokens("attention.self", *(f"attention.self.{part}" for part in ("query", "key", "value"))),
-    _tokens("attention.output.dense", "attention.output.dense"),
-    _tokens("intermediate.dense", "intermediate.dense"),
-    _tokens("output.dense", "output.dense"),
+    _tokens("attention.output.dense"),
+    _tokens("intermediate.dense"),
+    _tokens("output.dense"),
 )
 _DISTILBERT_LAYER = (
     _tokens("attention", *(f"attention.{part}" for part in ("q_lin", "k_lin", "v_lin"))),
-    _tokens("attention.out_lin", "attention.out_lin"),
-    _tokens("ffn.lin1", "ffn.lin1"),
-    _tokens("ffn.lin2", "ffn.lin2"),
+    _tokens("attention.out_lin"),
+    _tokens("ffn.lin1"),
+    _tokens("ffn.lin2"),
 )
 _BERT_MEAN = r"(\w+_embeddings\.weight|(.*\.)?LayerNorm\.(weight|bias))"
 
-# A literal table: MiniLM checkpoints are BertForSequenceClassification.
+_BERT = _Encoder(
+    embeddings="bert.embeddings",
+    layers="bert.encoder.layer",
+    layer_groups=_BERT_LAYER,
+    mean=_BERT_MEAN,
+)
+_ROBERTA = _Encoder(
+    embeddings="roberta.embeddings",
+    layers="roberta.encoder.layer",
+    layer_groups=_BERT_LAYER,
+    mean=_BERT_MEAN,
+)
+_DISTILBERT = _Encoder(
+    embeddings="distilbert.embeddings",
+    layers="distilbert.transformer.layer",
+    layer_groups=_DISTILBERT_LAYER,
+    mean=r"(\w+_embeddings\.weight|LayerNorm\.(weight|bias)"
+    r"|(sa_layer_norm|output_layer_norm)\.(weight|bias))",
+)
+
+# A literal table: MiniLM checkpoints are BERT's.
 ARCHITECTURES: Mapping[str, _Architecture] = {
-    "BertForSequenceClassification": _Architecture(
-        embeddings="bert.embeddings",
-        layers="bert.encoder.layer",
-        layer_groups=_BERT_LAYER,
-        head_groups=(_sequences("bert.pooler.dense"), _sequences("classifier")),
-        mean=_BERT_MEAN,
-    ),
-    "RobertaForSequenceClassification": _Architecture(
-        embeddings="roberta.embeddings",
-        layers="roberta.encoder.layer",
-        layer_groups=_BERT_LAYER,
-        head_groups=(_sequences("classifier.dense"), _sequences("classifier.out_proj")),
-        mean=_BERT_MEAN,
-    ),
-    "DistilBertForSequenceClassification": _Architecture(
-        embeddings="distilbert.embeddings",
-        layers="distilbert.transformer.layer",
-        layer_groups=_DISTILBERT_LAYER,
-        head_groups=(_sequences("pre_classifier"), _sequences("classifier")),
-        mean=r"(\w+_embeddings\.weight|LayerNorm\.(weight|bias)"
-        r"|(sa_layer_norm|output_layer_norm)\.(weight|bias))",
-    ),
+    "BertForSequenceClassification": _texts(_BERT, "bert.pooler.dense", "classifier"),
+    "RobertaForSequenceClassification": _texts(_ROBERTA, "classifier.dense", "classifier.out_proj"),
+    "DistilBertForSequenceClassification": _texts(_DISTILBERT, "pre_classifier", "classifier"),
+    "BertForTokenClassification": _words(_BERT),
+    "RobertaForTokenClassification": _words(_ROBERTA),
+    "DistilBertForTokenClassification": _words(_DISTILBERT),
 }
+
+
+def task_of(architecture: str) -> Task:
+    """What models of this class do. Raises CheckpointInvalid if there are no rules for it."""
+    return _rules(architecture).task
+
+
+def _rules(architecture: str) -> _Architecture:
+    rules = ARCHITECTURES.get(architecture)
+    if rules is None:
+        raise CheckpointInvalid(
+            f"no rules for the architecture '{architecture}'",
+            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
+        )
+    return rules
 
 
 def describe(architecture: str, shapes: Shapes) -> Manifest:
@@ -200,23 +245,19 @@ def describe(architecture: str, shapes: Shapes) -> Manifest:
     Raises CheckpointInvalid for an architecture without rules, a missing or empty tensor or
     layers of a group that differ, and UnknownTensor if a tensor has no rule.
     """
-    rules = ARCHITECTURES.get(architecture)
-    if rules is None:
-        raise CheckpointInvalid(
-            f"no rules for the architecture '{architecture}'",
-            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
-        )
+    rules = _rules(architecture)
+    encoder = rules.encoder
     empty = sorted(name for name, shape in shapes.items() if 0 in shape)
     if empty:
         raise CheckpointInvalid(f"the tensor '{empty[0]}' is empty: {list(shapes[empty[0]])}")
-    layer = re.compile(re.escape(rules.layers) + r"\.(\d+)\.")
+    layer = re.compile(re.escape(encoder.layers) + r"\.(\d+)\.")
     count = len({match[1] for name in shapes if (match := layer.match(name))})
     if count == 0:
-        raise CheckpointInvalid(f"the layers '{rules.layers}.*' are missing from the checkpoint")
-    paths = [f"{rules.layers}.{index}" for index in range(count)]
+        raise CheckpointInvalid(f"the layers '{encoder.layers}.*' are missing from the checkpoint")
+    paths = [f"{encoder.layers}.{index}" for index in range(count)]
     blocks = (
-        _block("embeddings", rules.embeddings, (), rules.mean, shapes),
-        *(_block(path, path, rules.layer_groups, rules.mean, shapes) for path in paths),
+        _block("embeddings", encoder.embeddings, (), encoder.mean, shapes),
+        *(_block(path, path, encoder.layer_groups, encoder.mean, shapes) for path in paths),
         _block("head", "", rules.head_groups, r"(?!)", shapes),
     )
     for block in blocks[:-1]:

@@ -9,23 +9,25 @@ from pydantic import ValidationError
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    RobertaForTokenClassification,
 )
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
-from blindmerge.manifest import ARCHITECTURES, Group, Linear, Manifest, Mean, describe
+from blindmerge.manifest import ARCHITECTURES, Group, Linear, Manifest, Mean, describe, task_of
 from support.evidence import bert_shapes
 
 _SMALL: dict[str, Any] = {"vocab_size": 30, "max_position_embeddings": 20, "num_labels": 3}
 _BERT: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def _bert() -> Any:
-    config = BertConfig(**_SMALL, **_BERT, hidden_size=8, intermediate_size=12)
-    return BertForSequenceClassification(config)
+def _bert(kind: Any = BertForSequenceClassification) -> Any:
+    return kind(BertConfig(**_SMALL, **_BERT, hidden_size=8, intermediate_size=12))
 
 
 def _minilm() -> Any:
@@ -35,19 +37,26 @@ def _minilm() -> Any:
     return BertForSequenceClassification(config)
 
 
-def _roberta() -> Any:
+def _roberta(kind: Any = RobertaForSequenceClassification) -> Any:
     config = RobertaConfig(
         **_SMALL, **_BERT, hidden_size=8, intermediate_size=12, type_vocab_size=1, pad_token_id=1
     )
-    return RobertaForSequenceClassification(config)
+    return kind(config)
 
 
-def _distilbert() -> Any:
-    config = DistilBertConfig(**_SMALL, dim=8, hidden_dim=12, n_layers=2, n_heads=2)
-    return DistilBertForSequenceClassification(config)
+def _distilbert(kind: Any = DistilBertForSequenceClassification) -> Any:
+    return kind(DistilBertConfig(**_SMALL, dim=8, hidden_dim=12, n_layers=2, n_heads=2))
 
 
-MODELS = {"bert": _bert, "minilm": _minilm, "roberta": _roberta, "distilbert": _distilbert}
+MODELS = {
+    "bert": _bert,
+    "minilm": _minilm,
+    "roberta": _roberta,
+    "distilbert": _distilbert,
+    "bert, words": lambda: _bert(BertForTokenClassification),
+    "roberta, words": lambda: _roberta(RobertaForTokenClassification),
+    "distilbert, words": lambda: _distilbert(DistilBertForTokenClassification),
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -72,6 +81,14 @@ def _groups(manifest: Manifest) -> list[Group]:
 
 def test_table_is_tested_whole() -> None:
     assert {type(build()).__name__ for build in MODELS.values()} == set(ARCHITECTURES)
+
+
+def test_the_task_says_what_has_a_label(model: Any) -> None:
+    # One row of logits per text, or one per token.
+    dimensions = {"single-label": 2, "token-classification": 3}
+    with torch.inference_mode():
+        logits = model(input_ids=torch.full((2, 5), 7)).logits
+    assert logits.dim() == dimensions[task_of(type(model).__name__)]
 
 
 def test_every_tensor_has_exactly_one_rule(model: Any) -> None:

@@ -10,7 +10,27 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "batches", "pad", "tokenize"]
+from blindmerge_client.data import Text
+
+__all__ = ["Batch", "Tokens", "batches", "pad", "spread", "tokenize"]
+
+_NO_WORD = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as the tokens of a model.
+
+    inputs: their ids, mask and whatever else the tokenizer makes.
+    words: for each token the number of the word that it begins, -1 if it begins none. A word
+    cut off, or without a token, has no place here. None for a text that is not words.
+    """
+
+    inputs: dict[str, list[int]]
+    words: list[int] | None
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,24 +40,49 @@ class Batch:
     indices: position of each row's text in the list that was batched.
     inputs: `input_ids`, `attention_mask` and whatever else the tokenizer makes, int64
         [rows, longest]; padding is where `attention_mask` is 0.
+    words: of the tokens, see `Tokens`, [rows, longest]; padding has -1.
     """
 
     indices: tuple[int, ...]
     inputs: dict[str, torch.Tensor]
+    words: torch.Tensor | None = None
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
-) -> list[dict[str, list[int]]]:
-    """Each text's token ids, mask and so on, cut after max_length tokens, not padded."""
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
+) -> list[Tokens]:
+    """Each text cut after max_length tokens, special tokens included.
+
+    texts: strings, or words as lists; not both.
+    """
     if not texts:
         return []
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
-    return [{key: encoded[key][i] for key in encoded} for i in range(len(texts))]
+    split = not isinstance(texts[0], str)
+    # The library tells batches of words from words by the type `list`.
+    plain = [list(text) if split else text for text in texts]
+    encoded = tokenizer(
+        plain, is_split_into_words=split, truncation=True, max_length=max_length, padding=False
+    )
+    return [
+        Tokens(
+            inputs={key: encoded[key][i] for key in encoded},
+            words=_beginnings(encoded.word_ids(i)) if split else None,
+        )
+        for i in range(len(texts))
+    ]
+
+
+def _beginnings(words: Sequence[int | None]) -> list[int]:
+    """words: of each token, None for a special token."""
+    before = [None, *words]
+    return [
+        _NO_WORD if word is None or word == previous else word
+        for previous, word in zip(before, words, strict=False)
+    ]
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, batch_size: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int, batch_size: int
 ) -> list[Batch]:
     """The texts in batches of at most batch_size rows, from the shortest to the longest.
 
@@ -45,19 +90,35 @@ def batches(
     A batch is padded to its own longest text. Texts of one length stay in their order.
     """
     rows = tokenize(tokenizer, texts, max_length)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     return [
-        Batch(indices, pad(tokenizer, [rows[index] for index in indices]))
+        _batch(tokenizer, indices, [rows[index] for index in indices])
         for indices in _chunks(order, batch_size)
     ]
 
 
-def pad(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, list[int]]]
-) -> dict[str, torch.Tensor]:
+def _batch(
+    tokenizer: PreTrainedTokenizerBase, indices: tuple[int, ...], rows: Sequence[Tokens]
+) -> Batch:
+    inputs = pad(tokenizer, rows)
+    words = [row.words for row in rows if row.words is not None]
+    return Batch(indices, inputs, spread(words, inputs, _NO_WORD) if words else None)
+
+
+def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens]) -> dict[str, torch.Tensor]:
     """Rows of `tokenize` as tensors [rows, longest], padded on the tokenizer's side."""
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    columns = {key: [row.inputs[key] for row in rows] for key in rows[0].inputs}
     return dict(tokenizer.pad(columns, return_tensors="pt"))
+
+
+def spread(
+    values: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor], padding: int
+) -> torch.Tensor:
+    """One value per token in the shape of the padded inputs, int64 [rows, longest]."""
+    spread = torch.full_like(inputs["input_ids"], padding)
+    flat = [value for row in values for value in row]
+    spread[inputs["attention_mask"].bool()] = torch.tensor(flat)
+    return spread
 
 
 def _chunks(order: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,18 +26,16 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
-)
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import CheckpointInvalid, DataInvalid, NotFinite
 from blindmerge.files import replacing
-from blindmerge.manifest import ARCHITECTURES
-from blindmerge_client.batches import pad, tokenize
-from blindmerge_client.data import Examples
+from blindmerge.manifest import ARCHITECTURES, Task, task_of
+from blindmerge_client.batches import Tokens, pad, spread, tokenize
+from blindmerge_client.data import Examples, Label
 from blindmerge_client.models import (
+    HEADS,
     check_max_length,
     has_bfloat16,
     load_encoder,
@@ -48,27 +47,31 @@ from blindmerge_client.options import TrainingOptions
 
 __all__ = ["TrainingOptions", "cached_finetune", "finetune", "finetune_key", "prepare_base"]
 
+_IGNORED = -100  # torch's label for what has no part in the loss
+
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
 
 
-def prepare_base(source: Path, labels: Sequence[str], seed: int, out: Path) -> None:
-    """Writes the checkpoint that all owners of a job start from: `source` with a head.
+def prepare_base(
+    source: Path, labels: Sequence[str], seed: int, out: Path, task: Task = "single-label"
+) -> None:
+    """Writes the checkpoint that all owners of a job start from: `source` with the task's head.
 
     source: a pre-trained encoder, which gets a new head for `labels`, initialised from `seed`;
-    or a sequence classifier with just these labels in this order, whose numbers are kept.
+    or a classifier for the task with just these labels in this order, whose numbers are kept.
     The result is float32; `out` is whole or absent.
     Raises CheckpointInvalid, with a hint, if `source` cannot serve.
     """
     config = _read_config(source)
-    tokenizer = load_tokenizer(source)
-    if _classifier_of(source, config) in (config.get("architectures") or ()):
+    tokenizer = load_tokenizer(source, HEADS[task].tokenizer)
+    if _has_head(source, config, task):
         _check_labels(source, labels)
         model = load_model(source)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = load_encoder(source, labels)
+            model = load_encoder(source, labels, task)
     if len(tokenizer) > model.config.vocab_size:
         raise CheckpointInvalid(
             f"the tokenizer in '{source}' has {len(tokenizer)} tokens, "
@@ -88,18 +91,20 @@ def finetune(
     """Writes the base, fine-tuned on the examples, into the new folder `out`, whole or absent.
 
     Raises CheckpointInvalid if the base cannot be read or the training went astray,
-    ConfigInvalid if max_length is more than the model takes, DataInvalid if a label is not one
-    of the model's, ResourceMissing if the disk is full.
+    ConfigInvalid if max_length is more than the model takes, DataInvalid if the examples are
+    for another task or a label is not one of the model's, ResourceMissing if the disk is full.
     """
     checkpoint = Checkpoint(base)
     check_max_length(base, options.max_length)
     examples = _used(examples, options)
     model, tokenizer = load_model(base), load_tokenizer(base)
     labels = len(checkpoint.labels)
-    if not examples or not set(examples.labels) <= set(range(labels)):
+    if not examples or not examples.fit(task_of(checkpoint.architecture), labels):
         raise DataInvalid(f"the examples do not fit the {labels} labels of '{base}'")
     rows = tokenize(tokenizer, examples.texts, options.max_length)
-    dataset = [row | {"labels": label} for row, label in zip(rows, examples.labels, strict=True)]
+    dataset = [
+        _Row(row, _target(row, label)) for row, label in zip(rows, examples.labels, strict=True)
+    ]
     with replacing(out) as temporary, _own_randomness(), quiet():
         trainer = _Trainer(
             model=model,
@@ -161,13 +166,19 @@ def cached_finetune(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    tokens: Tokens
+    target: int | list[int]
+
+
 class _Trainer(Trainer):
     """Trainer with batches of texts of the most equal length."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         rows: Any = self.train_dataset
         batches = _Buckets(
-            [len(row["input_ids"]) for row in rows],
+            [len(row.tokens) for row in rows],
             self.args.per_device_train_batch_size,
             np.random.default_rng(self.args.seed),
         )
@@ -233,11 +244,19 @@ def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
     )
 
 
-def _collate(
-    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Mapping[str, Any]]
-) -> dict[str, torch.Tensor]:
-    rows = [{key: row[key] for key in row if key != "labels"} for row in batch]
-    return pad(tokenizer, rows) | {"labels": torch.tensor([row["labels"] for row in batch])}
+def _target(tokens: Tokens, label: Label) -> int | list[int]:
+    """The label of a text, or of each token: its word's at the first one, else none."""
+    if isinstance(label, int):
+        return label
+    return [_IGNORED if word < 0 else label[word] for word in tokens.words or ()]
+
+
+def _collate(tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Row]) -> dict[str, torch.Tensor]:
+    inputs = pad(tokenizer, [row.tokens for row in batch])
+    by_token = [row.target for row in batch if isinstance(row.target, list)]
+    if by_token:
+        return inputs | {"labels": spread(by_token, inputs, _IGNORED)}
+    return inputs | {"labels": torch.tensor([row.target for row in batch])}
 
 
 @contextmanager
@@ -273,16 +292,23 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _classifier_of(source: Path, config: Mapping[str, Any]) -> str:
+def _has_head(source: Path, config: Mapping[str, Any], task: Task) -> bool:
+    """Whether `source` is a classifier already, and not an encoder that needs a head."""
     model_type = str(config.get("model_type"))
-    architecture = CLASSIFIERS.get(model_type)
-    if architecture not in ARCHITECTURES:
-        known = sorted(kind for kind in CLASSIFIERS if CLASSIFIERS[kind] in ARCHITECTURES)
+    classes = HEADS[task].classes
+    if classes.get(model_type) not in ARCHITECTURES:
+        known = sorted(kind for kind in classes if classes[kind] in ARCHITECTURES)
         raise CheckpointInvalid(
             f"'{source}' is a model of type '{model_type}', for which there are no merge rules",
             hint=f"supported types: {', '.join(known)}",
         )
-    return str(architecture)
+    found = [each for each in config.get("architectures") or () if each in ARCHITECTURES]
+    if found and task_of(found[0]) != task:
+        raise CheckpointInvalid(
+            f"'{source}' has a head for the task '{task_of(found[0])}', the job is '{task}'",
+            hint="give the encoder without a head",
+        )
+    return bool(found)
 
 
 def _check_labels(source: Path, labels: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Loading models and tokenizers from folders: offline, from safetensors, without chatter."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,20 @@ import torch
 import transformers
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto import modeling_auto
 
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid
-from blindmerge.manifest import describe
+from blindmerge.manifest import Task, describe, task_of
 
 __all__ = [
+    "HEADS",
+    "Head",
     "check_max_length",
     "has_bfloat16",
     "load_encoder",
@@ -29,6 +34,38 @@ __all__ = [
 
 # One of these sets of files makes a tokenizer; transformers would invent one without them.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How transformers puts a task's head on an encoder.
+
+    auto: loads a model with it.   classes: name of that model's class by type of encoder.
+    config: what the model's config gets beside the labels.
+    tokenizer: how a tokenizer must be set, where it knows of such a thing.
+    """
+
+    auto: Any
+    classes: Mapping[str, str]
+    config: Mapping[str, str]
+    tokenizer: Mapping[str, bool]
+
+
+HEADS: Mapping[Task, Head] = {
+    "single-label": Head(
+        auto=AutoModelForSequenceClassification,
+        classes=modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        config={"problem_type": "single_label_classification"},
+        tokenizer={},
+    ),
+    "token-classification": Head(
+        auto=AutoModelForTokenClassification,
+        classes=modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        config={},
+        # To a byte-level tokenizer, RoBERTa's, a word is another token after a space.
+        tokenizer={"add_prefix_space": True},
+    ),
+}
 
 
 @contextmanager
@@ -55,37 +92,43 @@ def has_bfloat16() -> bool:
 
 
 def load_model(path: Path) -> PreTrainedModel:
-    """The sequence classifier in a checkpoint folder, in float32 and evaluation mode.
+    """The classifier of texts or words in a checkpoint folder, in float32, for evaluation.
 
-    Raises CheckpointInvalid if it cannot be read or lacks a tensor.
+    Raises CheckpointInvalid if it is none, cannot be read or lacks a tensor.
     """
-    Checkpoint(path)  # first, for its clearer errors
-    model, missing = _load(path, {})
+    head = HEADS[task_of(Checkpoint(path).architecture)]
+    model, missing = _load(path, head, {})
     _check_none_missing(path, missing)
     return model
 
 
-def load_encoder(path: Path, labels: Sequence[str]) -> PreTrainedModel:
-    """The encoder in a checkpoint folder with a new head for `labels`, in float32.
+def load_encoder(path: Path, labels: Sequence[str], task: Task) -> PreTrainedModel:
+    """The encoder in a checkpoint folder with a new head for the task, in float32.
 
+    labels: names of the head's outputs, in their order.
     The head comes from torch's global random state: seed it before.
     Raises CheckpointInvalid if it cannot be read or lacks a tensor of the encoder.
     """
     names = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
     }
-    model, missing = _load(path, names)
+    head = HEADS[task]
+    model, missing = _load(path, head, names | head.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # Encoders come with or without a pooler, which is part of the head here.
-    head = describe(type(model).__name__, shapes).blocks[-1]
-    _check_none_missing(path, missing - head.shapes.keys())
+    new = describe(type(model).__name__, shapes).blocks[-1].shapes
+    _check_none_missing(path, missing - new.keys())
     return model
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a checkpoint folder. Raises CheckpointInvalid if there is none."""
+def load_tokenizer(
+    path: Path, settings: Mapping[str, bool] | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a checkpoint folder. Raises CheckpointInvalid if there is none.
+
+    settings: in place of those in the folder; one that its kind does not know has no effect.
+    """
     if not any(all((path / file).is_file() for file in files) for files in _TOKENIZERS):
         raise CheckpointInvalid(
             f"'{path}' has no tokenizer",
@@ -94,7 +137,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     kind: Any = AutoTokenizer
     try:
         with quiet():
-            tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(path, local_files_only=True)
+            tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+                path, local_files_only=True, **(settings or {})
+            )
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointInvalid(
             f"the tokenizer in '{path}' cannot be read: {_first_line(error)}"
@@ -119,12 +164,11 @@ def check_max_length(path: Path, max_length: int) -> None:
         )
 
 
-def _load(path: Path, config: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+def _load(path: Path, head: Head, config: Mapping[str, Any]) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of its tensors that the folder does not have."""
-    kind: Any = AutoModelForSequenceClassification
     try:
         with quiet():
-            model, loading = kind.from_pretrained(
+            model, loading = head.auto.from_pretrained(
                 path,
                 local_files_only=True,
                 use_safetensors=True,  # a pickle could run code

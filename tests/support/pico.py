@@ -2,10 +2,12 @@
 
     folder = pico_encoder(tmp_path / "encoder")                               # BertModel
     folder = pico_encoder(tmp_path / "base", "roberta", labels=("no", "yes"))  # a classifier
+    folder = pico_encoder(tmp_path / "base", labels=TAGS, task="token-classification")
 
 Width 16, two layers, two heads, 64 positions. The WordPiece vocabulary is `WORDS` plus the
 letters, so every lower-case text has tokens; RoBERTa gets it with its own special tokens
-and its padding id of 1. `pico_examples` makes texts of these words whose label can be learnt.
+and its padding id of 1. `pico_examples` makes texts of these words whose label can be learnt,
+`pico_sentences` the same split into words with tags.
 """
 
 import random
@@ -17,7 +19,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from transformers import (
     AutoModel,
-    AutoModelForSequenceClassification,
     BertConfig,
     BertTokenizer,
     DistilBertConfig,
@@ -25,10 +26,11 @@ from transformers import (
     RobertaConfig,
 )
 
+from blindmerge.manifest import Task
 from blindmerge_client.data import Examples
-from blindmerge_client.models import quiet
+from blindmerge_client.models import HEADS, quiet
 
-__all__ = ["WORDS", "Architecture", "pico_encoder", "pico_examples"]
+__all__ = ["TAGS", "WORDS", "Architecture", "pico_encoder", "pico_examples", "pico_sentences"]
 
 Architecture: TypeAlias = Literal["bert", "roberta", "distilbert"]
 
@@ -36,18 +38,23 @@ NEUTRAL = ("a", "the", "this", "film", "tweet", "phone", "is", "was", "it", "we"
 POSITIVE = ("good", "great", "happy", "fine", "love", "nice", "best")
 NEGATIVE = ("bad", "awful", "sad", "poor", "hate", "ugly", "worst")
 WORDS = NEUTRAL + POSITIVE + NEGATIVE
+TAGS = ("B-MOOD", "I-MOOD", "O")
 
 _BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def pico_encoder(
-    folder: Path, architecture: Architecture = "bert", seed: int = 0, labels: Sequence[str] = ()
+    folder: Path,
+    architecture: Architecture = "bert",
+    seed: int = 0,
+    labels: Sequence[str] = (),
+    task: Task = "single-label",
 ) -> Path:
     """Writes a pico checkpoint with its tokenizer into `folder` and returns `folder`.
 
     seed: of the weights; the caller's random state is left alone.
-    labels: without them an encoder is written, with them a sequence classifier.
+    labels: without them an encoder is written, with them a classifier for the task.
     """
     tokenizer = _tokenizer(architecture)
     config = _config(architecture, len(tokenizer))
@@ -55,7 +62,7 @@ def pico_encoder(
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-    kind: Any = AutoModelForSequenceClassification if labels else AutoModel
+    kind: Any = HEADS[task].auto if labels else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.from_config(config)
@@ -75,6 +82,26 @@ def pico_examples(count: int, seed: int = 0) -> Examples:
         words.insert(rng.randint(0, len(words)), rng.choice((NEGATIVE, POSITIVE)[label]))
         texts.append(" ".join(words))
         labels.append(label)
+    return Examples(tuple(texts), tuple(labels))
+
+
+def pico_sentences(count: int, seed: int = 0) -> Examples:
+    """Sentences of 2 to 9 words with tags of `TAGS`; positive words in a row are an entity.
+
+    One word in seven is unknown, and hence many tokens.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    texts, labels = [], []
+    for _ in range(count):
+        words = tuple(rng.choices((*WORDS, *POSITIVE, *("zebra",) * 5), k=rng.randint(2, 9)))
+        inside = [word in POSITIVE for word in words]
+        texts.append(words)
+        labels.append(
+            tuple(
+                (1 if before else 0) if here else 2
+                for before, here in zip([False, *inside], inside, strict=False)
+            )
+        )
     return Examples(tuple(texts), tuple(labels))
 
 

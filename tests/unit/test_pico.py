@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from blindmerge.checkpoint import Checkpoint
-from support.pico import Architecture, pico_encoder, pico_examples
+from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
 
 CLASSES = {
     "bert": "BertForSequenceClassification",
@@ -32,6 +36,28 @@ def test_classifier_loads_and_runs_and_has_a_manifest(
     assert checkpoint.architecture == CLASSES[architecture]
     assert checkpoint.labels == ("no", "yes", "maybe")
     assert checkpoint.manifest.shapes == checkpoint.shapes
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+def test_tagger_has_logits_for_every_token_and_a_manifest(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    folder = pico_encoder(
+        tmp_path / "model", architecture, labels=TAGS, task="token-classification"
+    )
+    model = AutoModelForTokenClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        assert model(input_ids=torch.full((2, 5), 7)).logits.shape == (2, 5, 3)
+    checkpoint = Checkpoint(folder)
+    assert checkpoint.architecture == CLASSES[architecture].replace("Sequence", "Token")
+    assert checkpoint.labels == TAGS
+    assert checkpoint.manifest.shapes == checkpoint.shapes
+
+
+def test_sentences_depend_on_the_seed_alone_and_have_all_tags() -> None:
+    assert pico_sentences(20) == pico_sentences(20)
+    assert pico_sentences(20) != pico_sentences(20, seed=1)
+    assert set(pico_sentences(20).gold) == {0, 1, 2}
 
 
 def test_seed_decides_the_weights_and_leaves_the_callers_state_alone(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ two rounds of the phase before (SPEC §8).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from blindmerge.encoding import Ring
 from blindmerge.errors import AlreadyAnswered, JobAborted, ProtocolBroken
 from blindmerge.identity import Identity
 from blindmerge.secagg.manifest import SumManifest, Terms
@@ -39,12 +40,10 @@ from blindmerge.secagg.messages import (
 from blindmerge.secagg.persist import dump, load
 from blindmerge.secagg.secret import Randomness
 from blindmerge.secagg.transitions import OWNER, next_state
-from blindmerge.statistic import Statistic
 from blindmerge_client.rounds import (
     Masker,
     advertise,
-    commit_input,
-    digest_input,
+    commit_part,
     on_adverts,
     on_consents,
     on_deliveries,
@@ -145,28 +144,20 @@ class OwnerJob:
             raise AssertionError(f"{run.state.name} went to {state.name}, not {target}")
         return self._with(phase, Run(state, run.heard | {message.kind: digest}))
 
-    def commit_input(self, phase: int, statistic: Statistic) -> "OwnerJob":
-        """Fixes what this owner contributes to a phase (R2.2).
+    def commit_part(self, phase: int, part: int, rings: Sequence[Ring]) -> "OwnerJob":
+        """Fixes one part of what this owner contributes to a phase (R2.2).
 
-        Raises ProtocolBroken before the shares of others are there, or before the phase
-        before was answered; SchemaMismatch, NotFinite or Overflow for numbers that the
-        manifest does not allow; JobAborted if another input was fixed before.
+        rings: from `encode_part`. The same again changes nothing. Raises ProtocolBroken
+        before the shares of others are there, after the survivors are fixed, or before the
+        phase before was answered; JobAborted if the part was fixed with other numbers.
         """
-        state = self._at(phase).state
-        digests = digest_input(state.manifest.layout, statistic)
-        if isinstance(state, Masked):
-            if state.digests != digests:
-                raise JobAborted(
-                    "the input of the secure sum is not the one before the restart",
-                    hint="this owner must leave this attempt; nothing of the new input was sent",
-                )
-            return self
-        next_state(OWNER, state.name, "own input")
-        if not isinstance(state, Ready):
-            raise AssertionError("only 'ready' awaits an input")
+        run = self._at(phase)
+        next_state(OWNER, run.state.name, "own input")
+        if not isinstance(run.state, Ready | Masked):
+            raise AssertionError("only 'ready' and 'masked' take an input")
         if phase > 0 and phase - 1 not in self.history.answered:
             raise ProtocolBroken(f"phase {phase - 1} is not answered yet")
-        return self._with(phase, Run(commit_input(state, digests), self._at(phase).heard))
+        return self._with(phase, Run(commit_part(run.state, part, rings), run.heard))
 
     def reply(self, phase: int, receipt: Receipt) -> bytes | None:
         """What this owner says in its present state; blocks are the masker's business.
@@ -193,8 +184,8 @@ class OwnerJob:
     def masker(self, phase: int, receipt: Receipt) -> Masker:
         """What masks the blocks of a phase.
 
-        Raises JobAborted if this very state is not on disk, ProtocolBroken before the input
-        is fixed or after the survivors are.
+        Raises JobAborted if this very state is not on disk, ProtocolBroken before a part of
+        the input is fixed or after the survivors are.
         """
         self._check_stored(receipt)
         state = self._at(phase).state

@@ -7,7 +7,7 @@ state as it was.
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from blindmerge.encoding import Layout, Ring, to_wire
+from blindmerge.encoding import Ring, to_wire
 from blindmerge.errors import JobAborted, ProtocolBroken, ShareInvalid, TooFewOwners
 from blindmerge.identity import Identity, Roster
 from blindmerge.secagg.adverts import Advert, check_adverts, commit_to_seed
@@ -42,8 +42,8 @@ from blindmerge_client.states import Advertised, Agreed, Masked, Ready, Revealed
 __all__ = [
     "Masker",
     "advertise",
-    "commit_input",
-    "digest_input",
+    "commit_part",
+    "encode_part",
     "on_adverts",
     "on_consents",
     "on_deliveries",
@@ -148,20 +148,33 @@ def _open_deal(
     return pair
 
 
-def digest_input(layout: Layout, statistic: Statistic) -> tuple[bytes, ...]:
-    """SHA-256 of every block of the encoded statistic: what fixes an input.
+def encode_part(manifest: SumManifest, part: int, statistic: Statistic) -> list[Ring]:
+    """The blocks of one part in the ring: what is fixed, and then masked in place.
 
-    Raises SchemaMismatch, NotFinite or Overflow, before anything was sent.
+    Raises SchemaMismatch, NotFinite or Overflow; then nothing of the part was sent.
     """
-    return tuple(_digest(layout.encode(statistic, block)) for block in range(layout.blocks))
+    blocks = manifest.blocks_of(part)
+    return [manifest.parts[part].encode(statistic, block - blocks.start) for block in blocks]
 
 
 def _digest(ring: Ring) -> bytes:
     return hashlib.sha256(ring.data).digest()
 
 
-def commit_input(state: Ready, digests: tuple[bytes, ...]) -> Masked:
-    """R2.2: fixes the input of this run."""
+def commit_part(state: Ready | Masked, part: int, rings: Sequence[Ring]) -> Masked:
+    """R2.2: fixes one part of the input of this run.
+
+    Raises JobAborted if the part was fixed with other numbers before.
+    """
+    digests = tuple(
+        _digest(ring) for _, ring in zip(state.manifest.blocks_of(part), rings, strict=True)
+    )
+    known = state.digests if isinstance(state, Masked) else {}
+    if known.get(part, digests) != digests:
+        raise JobAborted(
+            f"part {part} of the input of the secure sum is not the one before the restart",
+            hint="this owner must leave this attempt; nothing of the new input was sent",
+        )
     return Masked(
         state.manifest,
         state.seat,
@@ -170,7 +183,7 @@ def commit_input(state: Ready, digests: tuple[bytes, ...]) -> Masked:
         state.adverts,
         state.u2,
         state.held,
-        digests,
+        known | {part: digests},
     )
 
 
@@ -189,30 +202,33 @@ class Masker:
                 key = pair_key(own_key, public, manifest.hash, seat, peer)
                 (self._plus if peer > seat else self._minus).append(key)
 
-    def mask(self, index: int, statistic: Statistic, *, threads: int = 1) -> Block:
+    def mask(self, block: int, ring: Ring, *, threads: int = 1) -> Block:
         """y = x + PRG(b) + sum of PRG(k_ij), j > i, - sum of PRG(k_ij), j < i.
 
-        index: of the block, whose numbers x are encoded anew.
-        Raises JobAborted if it is not the block that was fixed.
+        block: counted through all parts.   ring: its numbers x, which become y in place.
+        Raises ProtocolBroken if the part is not fixed yet, JobAborted if these are not the
+        numbers that were.
         """
         manifest = self._state.manifest
-        ring = manifest.layout.encode(statistic, index)
-        if _digest(ring) != self._state.digests[index]:
+        part, index = manifest.locate(block)
+        if part not in self._state.digests:
+            raise ProtocolBroken(f"part {part} of the input is not fixed yet")
+        if _digest(ring) != self._state.digests[part][index]:
             raise JobAborted(
                 "the input of the secure sum changed after its masks were used",
                 hint="this owner must leave this attempt; nothing of the new input was sent",
             )
         plus, minus = (
-            [block_key(key, manifest.hash, index) for key in keys]
+            [block_key(key, manifest.hash, block) for key in keys]
             for keys in (self._plus, self._minus)
         )
         apply_masks(ring, plus, minus, manifest.prg, threads=threads)
-        return Block(manifest.hash, index, to_wire(ring, manifest.layout.bits))
+        return Block(manifest.hash, block, to_wire(ring, manifest.parts[part].bits))
 
-    def blocks(self, statistic: Statistic, *, threads: int = 1) -> Iterator[Block]:
-        """All blocks, one at a time."""
-        for index in range(self._state.manifest.layout.blocks):
-            yield self.mask(index, statistic, threads=threads)
+    def blocks(self, part: int, rings: Sequence[Ring], *, threads: int = 1) -> Iterator[Block]:
+        """All blocks of a part, one at a time; `rings` are masked in place."""
+        for block, ring in zip(self._state.manifest.blocks_of(part), rings, strict=True):
+            yield self.mask(block, ring, threads=threads)
 
 
 def on_survivors(state: Masked, message: Survivors, identity: Identity, terms: Terms) -> Agreed:
@@ -224,6 +240,8 @@ def on_survivors(state: Masked, message: Survivors, identity: Identity, terms: T
         raise ProtocolBroken(
             "the server counts this owner as dropped", hint="it is out for the rest of the job"
         )
+    if len(state.digests) < len(manifest.parts):
+        raise ProtocolBroken("the server counts this owner in before it sent all parts of the sum")
     _check_enough(u3, manifest, terms, "are in the sum")
     # No look at the graph here: an owner that U3 cuts off from its holders stays masked by
     # its b, which takes t of them (SPEC §7).

@@ -65,7 +65,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The shares of others are opened; the input is not known yet.
+    """The shares of others are opened; no part of the input is known yet.
 
     u2: owners that dealt.   held: shares by the seat of who dealt them, own ones included.
     """
@@ -82,10 +82,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """R2: the input is fixed, its blocks may be masked and sent, again and again.
+    """R2: parts of the input are fixed; their blocks may be masked and sent, again and again.
 
-    digests: SHA-256 of each block. Masking another input with the same keys would give
-    away the difference, so a block that differs is refused after a restart too.
+    digests: SHA-256 of each block, by part. Masking another input with the same keys would
+    give away the difference, so a block that differs is refused after a restart too.
     """
 
     name: ClassVar[str] = "masked"
@@ -96,7 +96,7 @@ class Masked:
     adverts: Adverts
     u2: tuple[int, ...]
     held: dict[int, Holding]
-    digests: tuple[bytes, ...]
+    digests: dict[int, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True, slots=True)

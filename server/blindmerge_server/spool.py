@@ -6,62 +6,81 @@ One folder per run, one file per owner; a block has its place in it. Memory hold
 import hashlib
 import os
 import shutil
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from blindmerge.encoding import Layout
 from blindmerge.errors import ResourceMissing
+from blindmerge.secagg.manifest import SumManifest
 
 __all__ = ["Blocks", "Spool"]
 
 
 class Blocks(Protocol):
-    """Where masked blocks are kept."""
+    """Where masked blocks are kept; they are counted through all parts."""
 
-    def write(self, seat: int, index: int, payload: bytes) -> None:
-        """Keeps a block; it survives a restart when this returns."""
+    def write(self, seat: int, block: int, payload: bytes) -> None:
+        """Keeps a block; it survives a restart when `sync` has returned."""
 
-    def read(self, seat: int, index: int, digest: bytes) -> bytes:
+    def sync(self, seat: int) -> None:
+        """Makes sure of all blocks of an owner; call it before the state is saved."""
+
+    def read(self, seat: int, block: int, digest: bytes) -> bytes:
         """The block, if its SHA-256 is still `digest`."""
 
 
 class Spool:
     """The blocks of one run in a folder."""
 
-    def __init__(self, folder: Path, manifest_hash: bytes, layout: Layout) -> None:
-        self._folder = folder / manifest_hash.hex()
-        self._layout = layout
+    def __init__(self, folder: Path, manifest: SumManifest) -> None:
+        self._folder = folder / manifest.hash.hex()
+        self._manifest = manifest
+        sizes = (part.elements * part.bits // 8 for part in manifest.parts)
+        self._starts = tuple(accumulate(sizes, initial=0))
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise self._full("made", error) from error
 
-    def write(self, seat: int, index: int, payload: bytes) -> None:
-        """Keeps a block and syncs it.   Raises ResourceMissing if the disk does not."""
+    def write(self, seat: int, block: int, payload: bytes) -> None:
+        """Keeps a block, as soon as it is synced.   Raises ResourceMissing on a full disk."""
         try:
             file = os.open(self._path(seat), os.O_RDWR | os.O_CREAT, 0o600)
             with open(file, "r+b") as stream:
-                stream.seek(index * self._layout.wire_bytes(0))
+                stream.seek(self._place(block))
                 stream.write(payload)
-                stream.flush()
-                os.fsync(stream.fileno())
         except OSError as error:
             raise self._full("written", error) from error
 
-    def read(self, seat: int, index: int, digest: bytes) -> bytes:
+    def sync(self, seat: int) -> None:
+        """Returns when all blocks of an owner are on the disk.
+
+        Raises ResourceMissing if the disk does not take them.
+        """
+        try:
+            for path in (self._path(seat), self._folder):
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+        except OSError as error:
+            raise self._full("written", error) from error
+
+    def read(self, seat: int, block: int, digest: bytes) -> bytes:
         """The block, if its SHA-256 is still `digest`.
 
         Raises ResourceMissing if it is not there or is damaged.
         """
         try:
             with open(self._path(seat), "rb") as stream:
-                stream.seek(index * self._layout.wire_bytes(0))
-                payload = stream.read(self._layout.wire_bytes(index))
+                stream.seek(self._place(block))
+                payload = stream.read(self._manifest.wire_bytes(block))
         except OSError as error:
             raise self._full("read", error) from error
         if hashlib.sha256(payload).digest() != digest:
             raise ResourceMissing(
-                f"block {index} of seat {seat} is damaged in the spool",
+                f"block {block} of seat {seat} is damaged in the spool",
                 hint="the sum is lost; check the disk before the next attempt",
             )
         return payload
@@ -73,6 +92,11 @@ class Spool:
     def remove(self) -> None:
         """Removes all blocks of the run."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _place(self, block: int) -> int:
+        """Where a block begins in its owner's file; only the last of a part is shorter."""
+        part, index = self._manifest.locate(block)
+        return self._starts[part] + index * self._manifest.parts[part].wire_bytes(0)
 
     def _path(self, seat: int) -> Path:
         return self._folder / f"{seat:05d}.blocks"

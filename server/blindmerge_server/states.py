@@ -151,8 +151,12 @@ class Collecting:
     @property
     def awaited(self) -> tuple[int, ...]:
         """Whose blocks are not all there."""
-        blocks = self.manifest.layout.blocks
+        blocks = self.manifest.blocks
         return tuple(s for s in sorted(self.deals) if len(self.digests.get(s, {})) < blocks)
+
+    def has(self, seat: int, part: int) -> bool:
+        """Whether all blocks of a part of an owner are there."""
+        return self.digests.get(seat, {}).keys() >= set(self.manifest.blocks_of(part))
 
     def request(self, seat: int) -> bytes:
         """U2, and what its members dealt to `seat`."""
@@ -171,22 +175,18 @@ class Collecting:
     def on_block(self, seat: int, message: Block) -> "Collecting":
         """R2.4: a masked block, which must be in the spool before this state is saved."""
         _check_expected(self.roster, seat, sorted(self.deals))
-        layout = self.manifest.layout
-        if message.index >= layout.blocks:
-            raise ProtocolBroken(f"'{self.roster.name(seat)}' sent a block beyond the last")
-        if len(message.payload) != layout.wire_bytes(message.index):
-            raise ProtocolBroken(
-                f"block {message.index} of '{self.roster.name(seat)}' has "
-                f"{len(message.payload)} bytes instead of {layout.wire_bytes(message.index)}"
-            )
+        block, size = message.index, len(message.payload)
+        if block >= self.manifest.blocks or size != self.manifest.wire_bytes(block):
+            name = self.roster.name(seat)
+            raise ProtocolBroken(f"'{name}' sent {size} bytes as block {block}, against the plan")
         mine = self.digests.get(seat, {})
         digest = sha256(message.payload).digest()
-        if _is_repeated(self.roster, seat, mine.get(message.index), digest):
+        if _is_repeated(self.roster, seat, mine.get(block), digest):
             return self
-        return replace(self, digests=self.digests | {seat: mine | {message.index: digest}})
+        return replace(self, digests=self.digests | {seat: mine | {block: digest}})
 
     def close(self) -> "Agreeing":
-        """Fixes U3: the owners all of whose blocks are there."""
+        """Fixes U3: the owners of whom all blocks of all parts are there."""
         u2, late = tuple(sorted(self.deals)), set(self.awaited)
         u3 = tuple(seat for seat in u2 if seat not in late)
         _check_quorum(self.manifest, self.roster, u3, "sent all their blocks")

@@ -31,29 +31,29 @@ class Unmasker:
                     # The survivor added it if the lost owner's seat is the higher one.
                     (self._minus if lost > seat else self._plus).append(shared)
 
-    def unmask(self, index: int, ring: Ring, *, threads: int = 1) -> None:
-        """Takes the masks off the sum of all survivors' blocks `index`, in place."""
+    def unmask(self, block: int, ring: Ring, *, threads: int = 1) -> None:
+        """Takes the masks off the sum of all survivors' blocks `block`, in place."""
         plus, minus = (
-            [block_key(key, self._manifest.hash, index) for key in keys]
+            [block_key(key, self._manifest.hash, block) for key in keys]
             for keys in (self._plus, self._minus)
         )
         apply_masks(ring, plus, minus, self._manifest.prg, threads=threads)
 
 
-def sum_statistic(state: Unmasking, blocks: Blocks, *, threads: int = 1) -> Statistic:
-    """The sum of the survivors' statistics.
+def sum_statistic(state: Unmasking, blocks: Blocks, part: int, *, threads: int = 1) -> Statistic:
+    """The sum of the survivors' statistics of one part.
 
     Raises ResourceMissing if a block was lost or damaged.
     """
     manifest, sets = state.transcript.manifest, state.transcript.sets
-    layout, unmasker = manifest.layout, Unmasker(state)
+    layout, unmasker = manifest.parts[part], Unmasker(state)
     arrays = layout.empty()
-    for index in range(layout.blocks):
+    for index, block in enumerate(manifest.blocks_of(part)):
         size = layout.block_size(index)
         total = np.zeros(size, dtype=np.uint64)
         for seat in sets.u3:
-            payload = blocks.read(seat, index, state.digests[seat][index])
+            payload = blocks.read(seat, block, state.digests[seat][block])
             total += from_wire(payload, size, layout.bits)
-        unmasker.unmask(index, total, threads=threads)
+        unmasker.unmask(block, total, threads=threads)
         layout.decode(total, index, arrays)
     return Statistic(layout.shapes, arrays)

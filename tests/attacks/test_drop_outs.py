@@ -9,8 +9,17 @@ import pytest
 
 from blindmerge.errors import TooFewOwners
 from blindmerge.secagg.manifest import Thresholds
+from blindmerge_server.states import Collecting, Unmasking
 from support.adversary import revealed_sums
-from support.secure_sum import ROUNDS, Federation, check_sum, federation, manifest_for
+from support.secure_sum import (
+    ROUNDS,
+    Federation,
+    Outcome,
+    check_sum,
+    federation,
+    manifest_for,
+    three_parts,
+)
 
 
 def _survivors(owners: Federation, size: int) -> list[int]:
@@ -57,6 +66,29 @@ def test_three_are_too_many(steps: tuple[str, ...]) -> None:
     assert revealed_sums(owners, manifest) == []
     # Not even with a colluder.
     assert revealed_sums(owners, manifest, colluders=[0]) == []
+
+
+@pytest.mark.parametrize("seats", [(2,), (0, 5)])
+def test_who_vanishes_between_two_parts_has_dropped_out_of_all(seats: tuple[int, ...]) -> None:
+    owners = federation(6)
+    manifest = manifest_for(owners.roster, parts=three_parts(6))
+    state, spool = owners.advance(manifest, "R2")
+    owners.parts = (0,)
+    state = owners.round(state, spool, "R2")
+    assert isinstance(state, Collecting)
+    assert all(state.has(seat, 0) and not state.has(seat, 1) for seat in range(6))
+    owners.gone = dict.fromkeys(seats, "R2")
+    owners.parts = (1, 2)
+    closed = owners.restarted(owners.round(state, spool, "R2").close())
+    for step in ROUNDS[3:]:
+        assert not isinstance(closed, Unmasking)
+        closed = owners.restarted(owners.round(closed, spool, step).close())
+    assert isinstance(closed, Unmasking)
+    survivors = [seat for seat in range(6) if seat not in seats]
+    check_sum(Outcome.of(closed, spool), owners, survivors)
+    # Also of the part that all had sent.
+    assert revealed_sums(owners, manifest) == [survivors]
+    assert not owners.errors
 
 
 def test_the_proof_says_who_dropped_when() -> None:

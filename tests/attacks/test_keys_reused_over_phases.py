@@ -41,13 +41,13 @@ def _attack(owners: Federation, first: SumManifest, seed: Secret, masking: Secre
         if seat == VICTIM and isinstance(message, Block) and message.manifest_hash == first.hash
     ]
     adverts: Adverts = owners.masked[first.hash, VICTIM].adverts
-    ring = from_wire(payload, first.layout.elements, 64)
+    ring = from_wire(payload, first.parts[0].elements, 64)
     plus, minus = list[Secret](), [block_key(seed, first.hash, 0)]
     for peer in (0, 1, 3, 4):
         key = pair_key(ExchangeKey(masking), adverts[peer].masking, first.hash, VICTIM, peer)
         (minus if peer > VICTIM else plus).append(block_key(key, first.hash, 0))
     apply_masks(ring, plus, minus, first.prg)
-    return bool(np.array_equal(ring, first.layout.encode(owners.statistics[VICTIM], 0)))
+    return bool(np.array_equal(ring, first.parts[0].encode(owners.statistics[VICTIM], 0)))
 
 
 def test_fresh_keys_keep_the_first_phase_closed() -> None:

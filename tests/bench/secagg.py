@@ -15,7 +15,7 @@ import os
 import platform
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -37,7 +37,7 @@ from blindmerge.secagg.masks import CHUNK_ELEMENTS, apply_masks
 from blindmerge.secagg.secret import OsRandomness, Secret
 from blindmerge.secagg.transcript import Sets, Transcript
 from blindmerge.statistic import Statistic
-from blindmerge_client.rounds import Masker, digest_input
+from blindmerge_client.rounds import Masker, commit_part, encode_part
 from blindmerge_client.states import Masked
 from blindmerge_server.states import Unmasking
 from blindmerge_server.unmask import Unmasker
@@ -177,7 +177,7 @@ def situation(owners: int, elements: int, lost: int) -> tuple[Masked, Unmasking]
         roster=roster.sha256.hex(),
         plan="0" * 64,
         base="0" * 64,
-        layout=layout,
+        parts=(layout,),
         thresholds=Thresholds.for_owners(owners),
         expires=0,
     )
@@ -191,7 +191,7 @@ def situation(owners: int, elements: int, lost: int) -> tuple[Masked, Unmasking]
     here = everybody[: owners - lost]
     sets = Sets(adverts.digest(manifest.hash), everybody, everybody, here)
     seat = owners // 2
-    owner = Masked(manifest, seat, masking[seat].secret, seeds[seat], adverts, everybody, {}, ())
+    owner = Masked(manifest, seat, masking[seat].secret, seeds[seat], adverts, everybody, {}, {})
     gone = {other: masking[other].secret for other in everybody[len(here) :]}
     server = Unmasking(
         Transcript(manifest, roster, sets, (), b""),
@@ -205,21 +205,15 @@ def situation(owners: int, elements: int, lost: int) -> tuple[Masked, Unmasking]
 
 
 def upload(state: Masked, statistic: Statistic) -> None:
-    """All that an owner does for its masked input: keys, encoding, masks, bytes for the wire."""
-    for _ in Masker(state).blocks(statistic):
+    """All that an owner does for its masked input: encoding, keys, masks, bytes for the wire."""
+    rings = encode_part(state.manifest, 0, statistic)
+    for _ in Masker(commit_part(state, 0, rings)).blocks(0, rings):
         pass
-
-
-def with_input(state: Masked, elements: int) -> tuple[Masked, Statistic]:
-    """The owner with its input fixed."""
-    values = np.random.default_rng(0).uniform(-1.0, 1.0, elements)
-    statistic = Statistic({"x": (elements,)}, {"x": values})
-    return replace(state, digests=digest_input(state.manifest.layout, statistic)), statistic
 
 
 def unmask(state: Unmasking) -> None:
     """All that the server does to take the masks off the sum."""
-    layout, unmasker = state.transcript.manifest.layout, Unmasker(state)
+    (layout,), unmasker = state.transcript.manifest.parts, Unmasker(state)
     for index in range(layout.blocks):
         unmasker.unmask(index, np.zeros(layout.block_size(index), dtype=np.uint64))
 
@@ -241,11 +235,12 @@ def growth(owners: int, elements: int, *, at_server: bool) -> Growth:
     # A seed per survivor, and its pairs with the lost.
     keystreams = (owners - lost) * (1 + lost)
     owner, server = situation(owners, elements, lost)
-    fixed, statistic = with_input(owner, elements)
-    peak = peak_bytes(lambda: upload(fixed, statistic))
+    values = np.random.default_rng(0).uniform(-1.0, 1.0, elements)
+    statistic = Statistic({"x": (elements,)}, {"x": values})
+    peak = peak_bytes(lambda: upload(owner, statistic))
     runs = [
         (
-            seconds(lambda: upload(fixed, statistic)),
+            seconds(lambda: upload(owner, statistic)),
             seconds(lambda: unmask(server)) if at_server else None,
         )
         for _ in range(REPEATS)

@@ -65,7 +65,7 @@ def secure_sum(
 ) -> tuple[Outcome, tuple[int, ...]]:
     """The sum through keys, shares, masks and drop-outs, and who is in it."""
     owners = federation(len(statistics))
-    manifest = manifest_for(owners.roster, layout=layout)
+    manifest = manifest_for(owners.roster, parts=[layout])
     limits = Limits.of(manifest)
     owners.jobs = [replace(job, limits=limits) for job in owners.jobs]
     owners.statistics = list(statistics)

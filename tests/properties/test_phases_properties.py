@@ -1,8 +1,12 @@
 """Jobs of many phases: fresh keys, riding key rounds, and no way back for who dropped out."""
 
+from collections.abc import Sequence
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blindmerge.encoding import Layout
 from blindmerge.errors import AlreadyAnswered, ProtocolBroken
 from blindmerge.secagg.adverts import Advert
 from blindmerge.secagg.manifest import SumManifest
@@ -10,18 +14,29 @@ from blindmerge.secagg.messages import MyAdvert, Propose
 from blindmerge_server.states import Collecting
 from support.adversary import revealed_sums
 from support.phases import run_phases
-from support.secure_sum import ROUNDS, Federation, check_sum, federation, manifest_for
+from support.secure_sum import (
+    ROUNDS,
+    Federation,
+    check_sum,
+    federation,
+    manifest_for,
+    three_parts,
+)
 
 PHASES = 4
 
 
-def _manifests(owners: Federation) -> list[SumManifest]:
-    return [manifest_for(owners.roster, phases=PHASES, phase=phase) for phase in range(PHASES)]
+def _manifests(owners: Federation, parts: Sequence[Layout] = ()) -> list[SumManifest]:
+    return [
+        manifest_for(owners.roster, phases=PHASES, phase=phase, parts=parts)
+        for phase in range(PHASES)
+    ]
 
 
-def test_three_exchanges_per_phase_after_the_first() -> None:
+@pytest.mark.parametrize("parts", [(), three_parts(4)], ids=["one part", "three parts"])
+def test_three_exchanges_per_phase_after_the_first(parts: Sequence[Layout]) -> None:
     owners = federation(4)
-    manifests = _manifests(owners)
+    manifests = _manifests(owners, parts)
     outcomes = run_phases(owners, manifests)
     for outcome, manifest in zip(outcomes, manifests, strict=True):
         check_sum(outcome, owners, range(4))
@@ -32,13 +47,14 @@ def test_three_exchanges_per_phase_after_the_first() -> None:
 @given(
     victims=st.dictionaries(st.integers(0, 7), st.sampled_from(ROUNDS[2:]), max_size=3),
     phase=st.integers(0, PHASES - 1),
+    parts=st.sampled_from(((), three_parts(8))),
 )
 @settings(max_examples=12, deadline=None)
 def test_who_drops_out_of_a_phase_is_missing_from_all_later_ones(
-    victims: dict[int, str], phase: int
+    victims: dict[int, str], phase: int, parts: Sequence[Layout]
 ) -> None:
     owners = federation(8)
-    manifests = _manifests(owners)
+    manifests = _manifests(owners, parts)
     thresholds = manifest_for(owners.roster).thresholds
     victims = dict(list(victims.items())[: thresholds.dropouts])
     owners.leaving = {seat: (phase, step) for seat, step in victims.items()}

@@ -13,7 +13,6 @@ from blindmerge.secagg.manifest import Thresholds
 from blindmerge.secagg.masks import Prg
 from blindmerge_server.protocol import start
 from blindmerge_server.states import OpenState, Unmasking
-from blindmerge_server.unmask import sum_statistic
 from support.adversary import revealed_sums
 from support.randomness import CounterRandomness
 from support.secure_sum import (
@@ -24,6 +23,7 @@ from support.secure_sum import (
     check_sum,
     federation,
     manifest_for,
+    three_parts,
 )
 
 
@@ -32,11 +32,12 @@ from support.secure_sum import (
     bits=st.sampled_from((48, 64)),
     prg=st.sampled_from(("aes-256-ctr", "chacha20")),
     block_elements=st.sampled_from((1, 3, 7, 100)),
+    several=st.booleans(),
     data=st.data(),
 )
 @settings(max_examples=40, deadline=None)
 def test_the_result_is_the_sum_of_the_survivors_or_there_is_none(
-    size: int, bits: Bits, prg: Prg, block_elements: int, data: st.DataObject
+    size: int, bits: Bits, prg: Prg, block_elements: int, several: bool, data: st.DataObject
 ) -> None:
     colluders = data.draw(st.integers(1, size - 2))
     thresholds = Thresholds.for_owners(size, colluders)
@@ -50,8 +51,9 @@ def test_the_result_is_the_sum_of_the_survivors_or_there_is_none(
         bits=bits,
         prg=prg,
         block_elements=block_elements,
+        parts=three_parts(size, bits=bits) if several else (),
     )
-    partial = owners.partial if manifest.layout.blocks > 1 else frozenset()
+    partial = owners.partial if manifest.blocks > 1 else frozenset()
 
     def alive_after(step: str) -> list[int]:
         lost = {s for s, at in owners.gone.items() if ROUNDS.index(at) <= ROUNDS.index(step)}
@@ -91,7 +93,7 @@ def test_repeated_late_and_reordered_messages_change_nothing(
         closed = owners.restarted(state.close())
         state = closed if not isinstance(closed, Unmasking) else state
     assert isinstance(closed, Unmasking)
-    outcome = Outcome(closed, sum_statistic(closed, spool))
+    outcome = Outcome.of(closed, spool)
     check_sum(outcome, owners, range(size))
     assert revealed_sums(owners, manifest) == [list(range(size))]
     # Owners repeated themselves word for word; what came too late for the server was refused.

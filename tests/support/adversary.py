@@ -14,17 +14,13 @@ from support.secure_sum import Federation
 __all__ = ["known_secrets", "revealed_sums"]
 
 
-def _sent_everything(federation: Federation, manifest: SumManifest) -> dict[int, Masked]:
-    """Owners whose blocks all arrived, with the state in which they were masked."""
-    blocks: dict[int, set[int]] = {}
+def _senders(federation: Federation, manifest: SumManifest) -> set[frozenset[int]]:
+    """Of every block, whose masked numbers arrived."""
+    seats: dict[int, set[int]] = {}
     for seat, message in federation.sent:
         if isinstance(message, Block) and message.manifest_hash == manifest.hash:
-            blocks.setdefault(seat, set()).add(message.index)
-    return {
-        seat: federation.masked[manifest.hash, seat]
-        for seat, indices in sorted(blocks.items())
-        if len(indices) == manifest.layout.blocks
-    }
+            seats.setdefault(message.index, set()).add(seat)
+    return {frozenset(some) for some in seats.values()}
 
 
 def known_secrets(
@@ -58,17 +54,27 @@ def known_secrets(
 def revealed_sums(
     federation: Federation, manifest: SumManifest, colluders: Collection[int] = ()
 ) -> list[list[int]]:
-    """Sets of honest owners whose exact sum of inputs the adversary can compute in a run.
+    """Sets of honest owners whose exact sum of any block the adversary can compute in a run.
 
     An owner whose s_sk is known has no pairwise masks left. The others are grouped by the
-    masks between them; a group can be read if the b of each member is known, all sent their
-    blocks, and each mask was added by one and subtracted by the other.
+    masks between them; a group can be read if the b of each member is known, all sent the
+    block, and each mask was added by one and subtracted by the other.
     """
     seeds, masking = known_secrets(federation, manifest, colluders)
-    sent = _sent_everything(federation, manifest)
+    groups = set[tuple[int, ...]]()
+    for seats in _senders(federation, manifest):
+        sent = {seat: federation.masked[manifest.hash, seat] for seat in seats}
+        groups |= _readable(sent, seeds, masking, colluders)
+    return sorted(map(list, groups))
+
+
+def _readable(
+    sent: dict[int, Masked], seeds: set[int], masking: set[int], colluders: Collection[int]
+) -> set[tuple[int, ...]]:
+    """Groups whose sum can be read of a block that these owners sent."""
     masks: dict[int, set[int]] = {}
     for seat, state in sent.items():
-        matrix = state.adverts.holders(manifest)
+        matrix = state.adverts.holders(state.manifest)
         masks[seat] = {
             peer
             for peer in state.u2
@@ -76,7 +82,7 @@ def revealed_sums(
             and (matrix[seat, peer] or matrix[peer, seat])
             and not {seat, peer} & masking
         }
-    left, groups = set(sent) - set(colluders), []
+    left, groups = set(sent) - set(colluders), set[tuple[int, ...]]()
     while left:
         group, edge = set[int](), {left.pop()}
         while edge:
@@ -89,5 +95,5 @@ def revealed_sums(
             peer in group and seat in masks[peer] for seat in group for peer in masks[seat]
         )
         if cancels and group <= seeds:
-            groups.append(sorted(group))
-    return sorted(groups)
+            groups.add(tuple(sorted(group)))
+    return groups

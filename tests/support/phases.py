@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from blindmerge.secagg.manifest import SumManifest
 from blindmerge_server.protocol import start
 from blindmerge_server.states import Collecting, OpeningRound, OpenState, Unmasking
-from blindmerge_server.unmask import sum_statistic
 from support.secure_sum import Federation, MemorySpool, Outcome
 
 __all__ = ["run_phases"]
@@ -29,7 +28,7 @@ def run_phases(owners: Federation, manifests: Sequence[SumManifest]) -> list[Out
         opening, keys = _exchange(owners, signed, advertised, spool, "R4")
         opened = owners.restarted(opening.close())
         assert isinstance(opened, Unmasking)
-        outcomes.append(Outcome(opened, sum_statistic(opened, spool)))
+        outcomes.append(Outcome.of(opened, spool))
         if keys is not None:
             spool = MemorySpool()
             dealt = owners.restarted(keys.close())

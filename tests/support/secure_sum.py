@@ -6,8 +6,10 @@ step, so each test is also a test of restarts.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
 
 import numpy as np
@@ -19,9 +21,10 @@ from blindmerge.secagg.manifest import SumManifest, Terms, Thresholds
 from blindmerge.secagg.masks import Prg
 from blindmerge.secagg.messages import Block, Limits, Message, encode, parse
 from blindmerge.secagg.transcript import Transcript, verify_transcript
-from blindmerge.statistic import Array, Statistic
+from blindmerge.statistic import Statistic
 from blindmerge_client.protocol import OwnerJob, Receipt
-from blindmerge_client.states import Masked, Revealed
+from blindmerge_client.rounds import encode_part
+from blindmerge_client.states import Masked, Ready, Revealed
 from blindmerge_server.protocol import decode_state, encode_state, receive, start
 from blindmerge_server.states import OpenState, ServerState, Unmasking
 from blindmerge_server.unmask import sum_statistic
@@ -38,6 +41,7 @@ __all__ = [
     "identities",
     "manifest_for",
     "statistic_of",
+    "three_parts",
 ]
 
 NOW = 1_000_000
@@ -65,7 +69,7 @@ def manifest_for(
     roster: Roster,
     *,
     thresholds: Thresholds | None = None,
-    layout: Layout | None = None,
+    parts: Sequence[Layout] = (),
     bits: Bits = 64,
     prg: Prg = "aes-256-ctr",
     block_elements: int = 4,
@@ -84,12 +88,20 @@ def manifest_for(
         roster=roster.sha256.hex(),
         plan=PLAN,
         base=BASE,
-        layout=layout
-        or uniform(SCHEMA, 8, owners=owners, bits=bits, block_elements=block_elements),
+        parts=tuple(parts)
+        or (uniform(SCHEMA, 8, owners=owners, bits=bits, block_elements=block_elements),),
         prg=prg,
         thresholds=thresholds or Thresholds.for_owners(owners),
         expires=NOW + 60,
     )
+
+
+def three_parts(owners: int, *, bits: Bits = 64) -> list[Layout]:
+    """Parts of 2, 1 and 3 blocks, whose sizes differ."""
+    return [
+        uniform(schema, 8, owners=owners, bits=bits, block_elements=elements)
+        for schema, elements in ((SCHEMA, 4), ({"b:delta": (5,)}, 9), ({"c:delta": (2, 4)}, 3))
+    ]
 
 
 class MemorySpool:
@@ -98,14 +110,17 @@ class MemorySpool:
     def __init__(self) -> None:
         self.payloads: dict[tuple[int, int], bytes] = {}
 
-    def write(self, seat: int, index: int, payload: bytes) -> None:
+    def write(self, seat: int, block: int, payload: bytes) -> None:
         """Keeps a block."""
-        self.payloads[seat, index] = payload
+        self.payloads[seat, block] = payload
 
-    def read(self, seat: int, index: int, digest: bytes) -> bytes:
+    def sync(self, seat: int) -> None:
+        """Nothing: memory."""
+
+    def read(self, seat: int, block: int, digest: bytes) -> bytes:
         """The block."""
-        assert hashlib.sha256(self.payloads[seat, index]).digest() == digest
-        return self.payloads[seat, index]
+        assert hashlib.sha256(self.payloads[seat, block]).digest() == digest
+        return self.payloads[seat, block]
 
 
 def stored(job: OwnerJob) -> tuple[OwnerJob, Receipt]:
@@ -131,7 +146,8 @@ class Federation:
     """Owners with their jobs and statistics.
 
     to_owner, to_server: what the network does to messages.   gone: from which round on an
-    owner is silent.   partial: owners that vanish after their first block.
+    owner is silent.   partial: owners that vanish after their first block.   parts: those
+    that owners send when they are asked for masked input; all by default.
     errors: what owners and server refused, in order: (who, error).   sent: what reached the
     server.   openings: what owners opened, with the sets they believed in.
     masked: by run and seat, the state of owners when they began to send blocks.
@@ -144,6 +160,7 @@ class Federation:
     gone: dict[int, str] = field(default_factory=dict)
     leaving: dict[int, tuple[int, str]] = field(default_factory=dict)
     partial: frozenset[int] = frozenset()
+    parts: Sequence[int] | None = None
     restarts: bool = True
     spool: Callable[[], MemorySpool] = MemorySpool
     errors: list[tuple[str, BlindmergeError]] = field(default_factory=list)
@@ -163,30 +180,36 @@ class Federation:
         try:
             job = job.receive(data, now=NOW, rng=self.rng)
             phase = job.phase_of(data)
-            if job.state(phase) == "ready":
-                job = job.commit_input(phase, self.input(seat, phase))
-            self.jobs[seat] = job
-            job, receipt = stored(job) if self.restarts else (job, _receipt(job))
-            self.jobs[seat] = job
-            reply = job.reply(phase, receipt)
-            state = job.runs[phase].state
+            reply = self._store(seat, job).reply(phase, self._receipt(seat))
+            state = self.jobs[seat].runs[phase].state
             if isinstance(state, Revealed):
                 self.openings.append((seat, state))
-            if job.state(phase) == "masked":
-                return self._blocks(seat, phase, receipt)
+            if isinstance(state, Ready | Masked):
+                blocks = self._masked_input(seat, state.manifest)
+                return list(islice(blocks, 1 if seat in self.partial else None))
         except BlindmergeError as error:
             self.errors.append((job.identity.name, error))
             return []
         return [] if reply is None else [reply]
 
-    def _blocks(self, seat: int, phase: int, receipt: Receipt) -> list[bytes]:
-        job = self.jobs[seat]
-        state = job.runs[phase].state
-        assert isinstance(state, Masked)
-        self.masked[state.manifest.hash, seat] = state
-        blocks = job.masker(phase, receipt).blocks(self.input(seat, phase))
-        some = islice(blocks, 1 if seat in self.partial else None)
-        return [encode(block, len(self.roster)) for block in some]
+    def _masked_input(self, seat: int, manifest: SumManifest) -> Iterator[bytes]:
+        """Part after part is computed, fixed, stored, masked and sent."""
+        phase = manifest.phase
+        for part in range(len(manifest.parts)) if self.parts is None else self.parts:
+            rings = encode_part(manifest, part, self.input(seat, manifest, part))
+            job = self._store(seat, self.jobs[seat].commit_part(phase, part, rings))
+            state = job.runs[phase].state
+            assert isinstance(state, Masked)
+            self.masked[manifest.hash, seat] = state
+            for block in job.masker(phase, self._receipt(seat)).blocks(part, rings):
+                yield encode(block, len(self.roster))
+
+    def _store(self, seat: int, job: OwnerJob) -> OwnerJob:
+        self.jobs[seat] = stored(job)[0] if self.restarts else job
+        return self.jobs[seat]
+
+    def _receipt(self, seat: int) -> Receipt:
+        return Receipt(hashlib.sha256(self.jobs[seat].encode()).digest())
 
     def exchange(
         self,
@@ -223,6 +246,7 @@ class Federation:
             after = receive(state, seat, data)
             if isinstance(message, Block):
                 spool.write(seat, message.index, message.payload)
+                spool.sync(seat)
         except BlindmergeError as error:
             self.errors.append(("server", error))
             return state
@@ -256,23 +280,23 @@ class Federation:
         state, spool = self.advance(manifest, "R4", allowed)
         closed = self.restarted(self.round(state, spool, "R4").close())
         assert isinstance(closed, Unmasking)
-        return Outcome(closed, sum_statistic(closed, spool))
+        return Outcome.of(closed, spool)
 
     def restarted(self, state: ServerState) -> ServerState:
         """The server's state after it was killed and started again."""
         return decode_state(encode_state(state)) if self.restarts else state
 
-    def input(self, seat: int, phase: int) -> Statistic:
-        """What an owner contributes to a phase."""
-        first = self.statistics[seat]
-        return first if phase == 0 else statistic_of(1000 * phase + seat, first.schema)
+    def input(self, seat: int, manifest: SumManifest, part: int) -> Statistic:
+        """What an owner contributes to a part of a phase."""
+        if manifest.phase == part == 0:
+            return self.statistics[seat]
+        seed = 100_000 * part + 1000 * manifest.phase + seat
+        return statistic_of(seed, manifest.parts[part].shapes)
 
-    def expected(self, seats: Sequence[int], phase: int = 0) -> dict[str, Array]:
+    def expected(self, seats: Sequence[int], manifest: SumManifest, part: int) -> Statistic:
         """The exact sum over some owners."""
-        return {
-            name: np.asarray(sum(self.input(seat, phase)[name] for seat in seats))
-            for name in self.statistics[0].schema
-        }
+        inputs = [self.input(seat, manifest, part) for seat in seats]
+        return reduce(operator.add, inputs)
 
 
 @dataclass(frozen=True)
@@ -280,16 +304,24 @@ class Outcome:
     """The end of a run."""
 
     state: Unmasking
-    total: Statistic
+    totals: tuple[Statistic, ...]
+
+    @classmethod
+    def of(cls, state: Unmasking, spool: MemorySpool) -> "Outcome":
+        """All parts, unmasked."""
+        parts = range(len(state.transcript.manifest.parts))
+        return cls(state, tuple(sum_statistic(state, spool, part) for part in parts))
+
+    @property
+    def total(self) -> Statistic:
+        """The sum, if it has one part."""
+        (total,) = self.totals
+        return total
 
     @property
     def transcript(self) -> Transcript:
         """The proof of who was in it."""
         return self.state.transcript
-
-
-def _receipt(job: OwnerJob) -> Receipt:
-    return Receipt(hashlib.sha256(job.encode()).digest())
 
 
 def federation(owners: int, *, terms: Mapping[str, int] | None = None) -> Federation:
@@ -305,8 +337,9 @@ def federation(owners: int, *, terms: Mapping[str, int] | None = None) -> Federa
 def check_sum(outcome: Outcome, owners: Federation, seats: Sequence[int]) -> None:
     """The result is the exact sum over these owners, and its proof says so."""
     assert outcome.transcript.sets.u3 == tuple(seats)
-    phase = outcome.transcript.manifest.phase
-    for name, exact in owners.expected(seats, phase).items():
-        assert (outcome.total[name] == exact).all()
+    manifest = outcome.transcript.manifest
+    for part, total in enumerate(outcome.totals):
+        for name, exact in owners.expected(seats, manifest, part).arrays.items():
+            assert (total[name] == exact).all()
     proof = verify_transcript(outcome.transcript.encode())
     assert proof.summed == tuple(owners.roster.name(seat) for seat in seats)

@@ -5,15 +5,17 @@ one manifest: a phase of a job, at one attempt.
 """
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from blindmerge import canonical
 from blindmerge.encoding import Layout
-from blindmerge.errors import PeerInvalid, PolicyRefused
+from blindmerge.errors import PeerInvalid, PolicyRefused, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.secagg.graph import (
     COMPLETE_UP_TO,
@@ -103,7 +105,9 @@ class SumManifest(BaseModel):
 
     job, phase, phases, attempt: which sum this is.   roster, plan, base: SHA-256 of the
     roster, the plan (method, tensors, labels...) and the base model.
-    layout: names, shapes and exponents of the numbers, bits of the ring, size of a block.
+    parts: what is computed, fixed and sent at a time, such as the statistic of one block of
+    a model: names, shapes and exponents of the numbers, bits of the ring (the same in all
+    parts), size of a block. Blocks are numbered through all parts.
     noise: parameters of the noise that owners add, by name; empty for none.
     expires: Unix time in seconds after which nobody joins.
     """
@@ -117,7 +121,7 @@ class SumManifest(BaseModel):
     roster: _Sha256
     plan: _Sha256
     base: _Sha256
-    layout: Layout
+    parts: Annotated[tuple[Layout, ...], Field(min_length=1)]
     prg: Prg = "aes-256-ctr"
     thresholds: Thresholds
     noise: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
@@ -127,9 +131,42 @@ class SumManifest(BaseModel):
     def _consistent(self) -> "SumManifest":
         if self.phase >= self.phases:
             raise ValueError("the phase is beyond the last")
-        if self.layout.owners != self.thresholds.owners:
-            raise ValueError("the layout is for another number of owners")
+        if any(part.owners != self.thresholds.owners for part in self.parts):
+            raise ValueError("a part is for another number of owners")
+        if len({part.bits for part in self.parts}) > 1:
+            raise ValueError("the parts are for rings of different width")
         return self
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """The first block of every part, and at the end the number of all blocks."""
+        return tuple(accumulate((part.blocks for part in self.parts), initial=0))
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks all parts have."""
+        return self._starts[-1]
+
+    def blocks_of(self, part: int) -> range:
+        """The blocks of a part.   Raises ProtocolBroken if there is no such part."""
+        if not 0 <= part < len(self.parts):
+            raise ProtocolBroken(f"there is no part {part}: the sum has {len(self.parts)}")
+        return range(self._starts[part], self._starts[part + 1])
+
+    def locate(self, block: int) -> tuple[int, int]:
+        """The part of a block, and its number within the part's layout.
+
+        Raises ProtocolBroken if there is no such block.
+        """
+        if not 0 <= block < self.blocks:
+            raise ProtocolBroken(f"there is no block {block}: the sum has {self.blocks}")
+        part = bisect_right(self._starts, block) - 1
+        return part, block - self._starts[part]
+
+    def wire_bytes(self, block: int) -> int:
+        """Bytes of a block on the wire.   Raises ProtocolBroken if there is no such block."""
+        part, index = self.locate(block)
+        return self.parts[part].wire_bytes(index)
 
     @cached_property
     def encoded(self) -> bytes:

@@ -108,7 +108,7 @@ class Deliveries:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Owner to server, R2: one masked block."""
+    """Owner to server, R2: one masked block.   index: counted through all parts."""
 
     kind: ClassVar[str] = "block"
     manifest_hash: bytes
@@ -181,7 +181,7 @@ class Limits:
         """The limits of one run."""
         owners = manifest.thresholds.owners
         per_owner = max(ADVERT_BYTES, SEALED_BYTES + COMMITMENT_BYTES) + 1
-        block_bytes = manifest.layout.wire_bytes(0)
+        block_bytes = max(part.wire_bytes(0) for part in manifest.parts)
         largest = max(owners * per_owner, block_bytes, len(manifest.encoded))
         return cls(owners, largest + 1024)
 

@@ -29,6 +29,7 @@ OWNER = (
     Transition("advertised", "adverts", "shared", "R1"),
     Transition("shared", "deliveries", "ready", "R2"),
     Transition("ready", "own input", "masked", "R2"),
+    Transition("masked", "own input", "masked", "R2"),
     Transition("masked", "survivors", "agreed", "R3"),
     Transition("agreed", "consents", "revealed", "R4"),
 )

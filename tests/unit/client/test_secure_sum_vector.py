@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from blindmerge.secagg.adverts import Advert
+from blindmerge.secagg.manifest import SumManifest
 from blindmerge.secagg.messages import Block, Deal, MyAdvert, Opening
+from blindmerge_client.rounds import encode_part
 from support.second_crypto import chacha20_stream, hkdf_sha256, x25519
-from support.secure_sum import Federation, federation, manifest_for
+from support.secure_sum import Federation, federation, manifest_for, three_parts
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 OWNERS = 4
@@ -29,13 +31,17 @@ def _run(attempt: int) -> Federation:
     """Four owners, of whom the last vanishes after it dealt its shares."""
     owners = federation(OWNERS)
     owners.gone = {3: "R2"}
-    manifest = manifest_for(owners.roster, prg="chacha20", block_elements=5, attempt=attempt)
-    owners.run(manifest)
+    owners.run(_manifest(owners, attempt))
     return owners
 
 
+def _manifest(owners: Federation, attempt: int) -> SumManifest:
+    """Three parts of 2, 1 and 3 blocks."""
+    return manifest_for(owners.roster, prg="chacha20", parts=three_parts(OWNERS), attempt=attempt)
+
+
 def _recorded(owners: Federation, attempt: int) -> dict[str, Any]:
-    manifest = manifest_for(owners.roster, prg="chacha20", block_elements=5, attempt=attempt)
+    manifest = _manifest(owners, attempt)
     said: dict[str, Any] = {"adverts": [], "deals": [], "blocks": [], "openings": []}
     for seat, message in owners.sent:
         match message:
@@ -54,8 +60,12 @@ def _recorded(owners: Federation, attempt: int) -> dict[str, Any]:
         "seeds": [state.seed.reveal().hex() for state in keys],
         "masking": [state.masking.reveal().hex() for state in keys],
         "inputs": [
-            [manifest.layout.encode(owners.statistics[s], b).tolist() for b in range(2)]
-            for s in range(3)
+            [
+                ring.tolist()
+                for part in range(3)
+                for ring in encode_part(manifest, part, owners.input(seat, manifest, part))
+            ]
+            for seat in range(3)
         ],
         **said,
     }
@@ -98,6 +108,7 @@ def test_the_machines_still_say_what_they_said() -> None:
 def test_a_second_implementation_masks_alike() -> None:
     vector = _vector("secure_sum_four_owners.json")
     assert hashlib.sha256(bytes.fromhex(vector["manifest"])).hexdigest() == vector["hash"]
+    assert [block for seat, block, _ in vector["blocks"] if seat == 0] == list(range(6))
     for seat, block, payload in vector["blocks"]:
         assert _masked_block(vector, seat, block).hex() == payload
 
@@ -137,7 +148,7 @@ def test_the_failing_twin_has_the_same_keys_and_masks_that_do_not_fit() -> None:
     for seat, block, payload in twin["blocks"]:
         assert _masked_block(twin, seat, block).hex() != payload
     # A server that unmasks with the other H gets noise, not the sum.
-    sums = np.zeros(5, dtype=np.uint64)
+    sums = np.zeros(4, dtype=np.uint64)
     for seat in range(3):
         sums += np.frombuffer(_masked_block(first, seat, 0), dtype="<u8")
         sums -= np.frombuffer(_masked_block(twin, seat, 0), dtype="<u8")

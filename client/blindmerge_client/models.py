@@ -114,7 +114,7 @@ def load_encoder(path: Path, labels: Sequence[str], task: Task) -> PreTrainedMod
         "label2id": {label: index for index, label in enumerate(labels)},
     }
     head = HEADS[task]
-    model, missing = _load(path, head, names | head.config)
+    model, missing = _load(path, head, {**names, **head.config})
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # Encoders come with or without a pooler, which is part of the head here.
     new = describe(type(model).__name__, shapes).blocks[-1].shapes

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from blindmerge.errors import DataInvalid
 from blindmerge.statistic import Array
@@ -46,7 +48,7 @@ def predict(
     Raises CheckpointInvalid, or ConfigInvalid if max_length is more than the model takes.
     """
     check_max_length(checkpoint, max_length)
-    model = load_model(checkpoint)
+    model: nn.Module = load_model(checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return predict_with(model, load_tokenizer(checkpoint), texts, max_length, batch_size)
 
@@ -62,7 +64,7 @@ def predict_all(
 
 
 def predict_with(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Text],
     max_length: int,
@@ -70,7 +72,7 @@ def predict_with(
 ) -> Array:
     """`predict` with a model in memory, which is put into evaluation mode."""
     model.eval()
-    device = model.device
+    device = next(model.parameters()).device
     rows: dict[int, Array] = {}
     narrow = torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16())
     with torch.inference_mode(), narrow:
@@ -84,9 +86,10 @@ def predict_with(
     return np.concatenate([rows[index] for index in range(len(texts))])
 
 
-def _outside(model: PreTrainedModel) -> Array:
+def _outside(model: nn.Module) -> Array:
     """Logits [labels] of certainty that a word is outside of all entities."""
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [config.id2label[index] for index in range(config.num_labels)]
     return np.where(np.array(names) == "O", 0.0, -np.inf)
 
 

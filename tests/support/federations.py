@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from blindmerge_client.data import Examples
 from support.pico import pico_encoder, pico_examples
 
-__all__ = ["LABELS", "pico_federation"]
+__all__ = ["LABELS", "json_lines", "pico_federation"]
 
 LABELS = ("negative", "positive")
 
@@ -37,13 +38,19 @@ def pico_federation(
             examples = pico_examples(size, seed=10 * number + offset)
             path = folder / owner / f"{split}.jsonl"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(
-                "".join(
-                    json.dumps({"text": text, "label": LABELS[label]}) + "\n"
-                    for text, label in zip(examples.texts, examples.labels, strict=True)
-                )
-            )
+            path.write_text(json_lines(examples, LABELS))
             lines.append(f'{split} = "{owner}/{split}.jsonl"')
     file = folder / "federation.toml"
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def json_lines(examples: Examples, names: Sequence[str]) -> str:
+    """The examples as an owner's file has them.   names: of the labels."""
+    rows: list[dict[str, object]] = []
+    for text, label in zip(examples.texts, examples.labels, strict=True):
+        if isinstance(label, int):
+            rows.append({"text": text, "label": names[label]})
+        else:
+            rows.append({"tokens": text, "tags": [names[index] for index in label]})
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -17,11 +17,18 @@ from operator import add
 import numpy as np
 
 from blindmerge.manifest import Block, Group, Linear, Mean
-from blindmerge.merge import BlockEvidence, GramEvidence, MergeMethod, Weights
+from blindmerge.merge import (
+    BlockEvidence,
+    CrossGramEvidence,
+    GramEvidence,
+    MergeMethod,
+    Weights,
+)
 from blindmerge.statistic import Array, Statistic
 
 __all__ = [
     "Owner",
+    "at_home",
     "bert_shapes",
     "make_owner",
     "make_owners",
@@ -37,10 +44,12 @@ class Owner:
     """An owner's evidence and the rows behind it.
 
     inputs: by group name, [rows, width], with a last column of ones if the group has biases.
+    merged_inputs: what the same rows are in the model merged so far.
     """
 
     evidence: BlockEvidence
     inputs: Mapping[str, Array]
+    merged_inputs: Mapping[str, Array]
 
 
 def small_block() -> Block:
@@ -100,22 +109,32 @@ def make_owner(block: Block, rng: np.random.Generator, base: Weights, rows: int)
     evidence = BlockEvidence(
         base=base, own=_read_only(own), tokens=rows, fishers=_read_only(fishers)
     )
-    return with_inputs(
-        block,
-        Owner(evidence, {}),
-        {group.name: _inputs(rng, group, rows) for group in block.groups},
-    )
+    inputs = {group.name: _inputs(rng, group, rows) for group in block.groups}
+    (noise,) = rng.spawn(1)
+    merged = {group.name: _disturbed(noise, group, inputs[group.name]) for group in block.groups}
+    return with_inputs(block, Owner(evidence, {}, {}), inputs, merged)
 
 
-def with_inputs(block: Block, owner: Owner, inputs: Mapping[str, Array]) -> Owner:
-    """`owner` with the Gram matrices of these rows."""
-    grams = {
-        group.name: GramEvidence(
-            total=_frozen(inputs[group.name].T @ inputs[group.name]), rows=len(inputs[group.name])
-        )
-        for group in block.groups
-    }
-    return Owner(replace(owner.evidence, grams=grams), _read_only(inputs))
+def with_inputs(
+    block: Block,
+    owner: Owner,
+    inputs: Mapping[str, Array],
+    merged_inputs: Mapping[str, Array] | None = None,
+) -> Owner:
+    """`owner` with the moments of these rows; merged_inputs: `inputs` if left out."""
+    merged = inputs if merged_inputs is None else merged_inputs
+    grams, cross_grams = {}, {}
+    for name in (group.name for group in block.groups):
+        x, y, rows = merged[name], inputs[name], len(inputs[name])
+        grams[name] = GramEvidence(total=_frozen(y.T @ y), rows=rows)
+        cross_grams[name] = CrossGramEvidence(_frozen(x.T @ x), _frozen(x.T @ y), rows)
+    evidence = replace(owner.evidence, grams=grams, cross_grams=cross_grams)
+    return Owner(evidence, _read_only(inputs), _read_only(merged))
+
+
+def at_home(block: Block, owner: Owner) -> Owner:
+    """`owner` in a job where the model merged so far computes just what its own does."""
+    return with_inputs(block, owner, owner.inputs)
 
 
 def summed(method: MergeMethod, block: Block, owners: Sequence[Owner]) -> Statistic:
@@ -166,6 +185,13 @@ def _inputs(rng: np.random.Generator, group: Group, rows: int) -> Array:
         (group.inputs, group.inputs)
     )
     return np.hstack([features, np.ones((count, 1))]) if group.bias else features
+
+
+def _disturbed(rng: np.random.Generator, group: Group, inputs: Array) -> Array:
+    """`inputs` as a model would see them that differs in earlier layers; ones stay ones."""
+    noise = 0.1 * rng.standard_normal((len(inputs), group.inputs))
+    mixed = inputs[:, : group.inputs] @ (np.eye(group.inputs) + 0.05) + noise
+    return np.hstack([mixed, np.ones((len(mixed), 1))]) if group.bias else mixed
 
 
 def _away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

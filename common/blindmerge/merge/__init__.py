@@ -9,6 +9,7 @@ from blindmerge.merge.average import Average
 from blindmerge.merge.fisher import Fisher
 from blindmerge.merge.method import (
     BlockEvidence,
+    CrossGramEvidence,
     Evidence,
     GramEvidence,
     LayerReport,
@@ -16,6 +17,7 @@ from blindmerge.merge.method import (
     Solved,
     Weights,
 )
+from blindmerge.merge.progressive import Progressive
 from blindmerge.merge.regmean import RegMean
 from blindmerge.merge.task_arithmetic import TaskArithmetic
 from blindmerge.merge.ties import Ties
@@ -25,11 +27,13 @@ __all__ = [
     "AnyMethod",
     "Average",
     "BlockEvidence",
+    "CrossGramEvidence",
     "Evidence",
     "Fisher",
     "GramEvidence",
     "LayerReport",
     "MergeMethod",
+    "Progressive",
     "RegMean",
     "Solved",
     "TaskArithmetic",
@@ -38,7 +42,7 @@ __all__ = [
 ]
 
 AnyMethod: TypeAlias = Annotated[
-    Average | TaskArithmetic | Fisher | RegMean | Ties, Field(discriminator="name")
+    Average | TaskArithmetic | Fisher | RegMean | Progressive | Ties, Field(discriminator="name")
 ]
 
 METHODS: Mapping[str, MergeMethod] = {
@@ -46,6 +50,7 @@ METHODS: Mapping[str, MergeMethod] = {
     "task-arithmetic": TaskArithmetic(),
     "fisher": Fisher(),
     "regmean": RegMean(),
+    "progressive": Progressive(),
     "ties": Ties(),
 }
 """Every method with its default options."""

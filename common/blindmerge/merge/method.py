@@ -13,6 +13,7 @@ from blindmerge.statistic import Array, Schema, Statistic
 
 __all__ = [
     "BlockEvidence",
+    "CrossGramEvidence",
     "Evidence",
     "GramEvidence",
     "LayerReport",
@@ -35,6 +36,7 @@ class Evidence(Enum):
 
     GRAM = "gram"
     FISHER = "fisher"
+    CROSS_GRAM = "cross-gram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,25 @@ class GramEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossGramEvidence:
+    """Second moments of what a group of layers gets in two models, row by row the same token.
+
+    X'~ are the inputs in the model merged so far, X~ those in the owner's own.
+    total: X'~^T X'~, cross: X'~^T X~, both [width, width], float64, summed over rows.
+    """
+
+    total: Array
+    cross: Array
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlockEvidence:
     """All that an owner knows of one block; a method takes what it needs.
 
     base, own: every tensor of the block, float64, as shaped in the checkpoint.
-    tokens: real tokens in the examples.   grams: by group name.   fishers: by tensor name.
+    tokens: real tokens in the examples.   grams, cross_grams: by group name.
+    fishers: by tensor name.
     """
 
     base: Weights
@@ -63,6 +79,7 @@ class BlockEvidence:
     tokens: int
     grams: Mapping[str, GramEvidence] = field(default_factory=dict)
     fishers: Mapping[str, Array] = field(default_factory=dict)
+    cross_grams: Mapping[str, CrossGramEvidence] = field(default_factory=dict)
 
     def weight(self, weighting: Weighting) -> float:
         """How much this owner counts in a mean."""
@@ -100,6 +117,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     needs: ClassVar[frozenset[Evidence]] = frozenset()
+    progressive: ClassVar[bool] = False
 
 
 class MergeMethod(Protocol):
@@ -110,6 +128,8 @@ class MergeMethod(Protocol):
     """
 
     needs: ClassVar[frozenset[Evidence]]
+    progressive: ClassVar[bool]
+    """Whether what an owner sends for a block depends on the blocks merged before."""
 
     @property
     def name(self) -> str:

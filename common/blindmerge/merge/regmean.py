@@ -1,219 +1,44 @@
 """RegMean: regression mean of linear layers (Jin et al., ICLR 2023, section 3).
 
-Notation. A linear layer with inputs x (one row per real token), x~ = [x, 1] if it has a
-bias; W_k is [width, outputs]: the owner's weight transposed, with the bias as its last row;
-D_k = W_k - W_0. Owners send G_k = X~^T X~ / m_k and G_k D_k; sums of both are enough:
-
-    W* = W_0 + D + (S + rho t I)^-1 (M - S D)
-    S = sum G_k,  M = sum G_k D_k,  D = mean D_k,  t = mean(diag S)
-
-which minimises sum_k || X_k W - X_k W_k ||^2 for rho = 0 (the paper's eq. 2) and is the plain
-average for rho -> infinity. The ridge acts on the *difference from the mean*: on raw weights
-it would pull the layer to zero, worse than the average by a factor when rows are few.
+Every layer of the merged model shall do to an owner's own activations what the owner's layer
+does: Y_k = X_k W_k, so M_k = G_k D_k (notation and solve: see `least_squares`), which is the
+paper's eq. 2. All of it is known before anything is merged, so one sum is enough.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, lapack
 
-from blindmerge.manifest import Block, Group, Linear
-from blindmerge.merge.method import (
-    BlockEvidence,
-    Evidence,
-    LayerReport,
-    Options,
-    Solved,
-    Weighting,
-    Weights,
-    total_weight,
-)
-from blindmerge.statistic import (
-    Array,
-    Schema,
-    Statistic,
-    pack_symmetric,
-    packed_size,
-    unpack_symmetric,
-)
+from blindmerge.manifest import Group
+from blindmerge.merge.least_squares import Equations, LeastSquares, stacked
+from blindmerge.merge.method import BlockEvidence, Evidence
 
-__all__ = ["RegMean", "solve_scaled"]
-
-_FIRST_RAISED_RIDGE = 1e-12  # where to go from a ridge of zero
-_LAST_RAISED_RIDGE = 1e3  # beyond it the result is the average
-_WORST_ERROR = 1e-3  # of a solution that is accepted, relative: three digits are right
+__all__ = ["RegMean"]
 
 
-class RegMean(Options):
-    """The options of RegMean.
+class RegMean(LeastSquares):
+    """The options of RegMean, beside those of every least squares method.
 
-    weighting: `equal` divides an owner's Gram matrix by its rows, as the paper's code does;
-        `tokens` does not, so that long data sets count for more.
-    ridge: rho above, relative to the mean of the diagonal.
     off_diagonal: the paper's alpha; every owner's off-diagonal entries are multiplied by it
         before anything is computed. 1 leaves them as they are.
-    rows_factor: a group in which an owner has fewer than rows_factor * width rows is
-        averaged: such a Gram matrix says little, and says it about few people. A group
-        without any row is averaged in any case.
     """
 
     needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.GRAM})
     name: Literal["regmean"] = "regmean"
-    weighting: Weighting = "equal"
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     off_diagonal: Annotated[float, Field(ge=0, le=1)] = 1.0
-    rows_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
 
-    def schema_of(self, block: Block) -> Schema:
-        """`weight` [1]; `<tensor>:delta` for averaged tensors; per group `:rows` and `:starved`
-        [1] and `:gram` (packed triangle); per layer `:delta` and `:moment` [width, outputs].
-        """
-        shapes: dict[str, tuple[int, ...]] = {"weight": (1,)}
-        for mean in block.means:
-            shapes[f"{mean.name}:delta"] = mean.shape
-        for group in block.groups:
-            shapes[f"{group.name}:rows"] = (1,)
-            shapes[f"{group.name}:starved"] = (1,)
-            shapes[f"{group.name}:gram"] = (packed_size(group.width),)
-            for layer in group.layers:
-                for kind in ("delta", "moment"):
-                    shapes[f"{layer.name}:{kind}"] = (group.width, layer.outputs)
-        return shapes
+    def rows(self, group: Group, evidence: BlockEvidence) -> int:
+        """Of the owner's own activations."""
+        return evidence.grams[group.name].rows
 
-    def contribution(self, block: Block, evidence: BlockEvidence) -> Statistic:
-        """G_k and G_k D_k of every group; zeros for a group with too few rows."""
-        weight = evidence.weight(self.weighting)
-        arrays: dict[str, Array] = {"weight": np.array([weight])}
-        for mean in block.means:
-            delta = evidence.own[mean.name] - evidence.base[mean.name]
-            arrays[f"{mean.name}:delta"] = weight * delta
-        for group in block.groups:
-            gram, starved = self._gram(group, evidence)
-            arrays[f"{group.name}:rows"] = np.array([float(evidence.grams[group.name].rows)])
-            arrays[f"{group.name}:starved"] = np.array([float(starved)])
-            arrays[f"{group.name}:gram"] = pack_symmetric(gram)
-            for layer in group.layers:
-                delta = _stacked(layer, evidence.own) - _stacked(layer, evidence.base)
-                arrays[f"{layer.name}:delta"] = weight * delta
-                arrays[f"{layer.name}:moment"] = gram @ delta
-        return Statistic(self.schema_of(block), arrays)
-
-    def _gram(self, group: Group, evidence: BlockEvidence) -> tuple[Array, bool]:
-        collected = evidence.grams[group.name]
-        if collected.rows < max(1.0, self.rows_factor * group.width):
-            return np.zeros((group.width, group.width)), True
-        scale = 1.0 / collected.rows if self.weighting == "equal" else 1.0
-        gram = (scale * self.off_diagonal) * collected.total
-        np.fill_diagonal(gram, scale * np.diagonal(collected.total))
-        return gram, False
-
-    def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
-        """Means for averaged tensors, one factorisation per group for the rest."""
-        weight = total_weight(total)
-        weights = {m.name: base[m.name] + total[f"{m.name}:delta"] / weight for m in block.means}
-        reports = []
-        for group in block.groups:
-            solved, report = self._solve_group(block, group, total, weight)
-            reports.append(report)
-            for layer in group.layers:
-                weights |= _unstacked(layer, _stacked(layer, base) + solved[layer.name])
-        return Solved(weights, tuple(reports))
-
-    def _solve_group(
-        self, block: Block, group: Group, total: Statistic, weight: float
-    ) -> tuple[Mapping[str, Array], LayerReport]:
-        """W* - W_0 of every layer of the group."""
-        names = [layer.name for layer in group.layers]
-        mean = np.hstack([total[f"{name}:delta"] for name in names]) / weight
-        gram = unpack_symmetric(total[f"{group.name}:gram"], group.width)
-        starved = round(float(total[f"{group.name}:starved"][0]))
-        fallback = condition = ridge = None
-        if starved:
-            needed = f"{self.rows_factor:g} x {group.width}"
-            fallback = f"{starved} owner(s) had fewer than {needed} rows"
-        else:
-            moment = np.hstack([total[f"{name}:moment"] for name in names])
-            result = solve_scaled(gram, moment - gram @ mean, self.ridge)
-            if result is None:
-                fallback = "the Gram matrix could not be factorised"
-            else:
-                difference, ridge, condition = result
-                mean = mean + difference
-        ends = np.cumsum([layer.outputs for layer in group.layers])[:-1]
-        report = LayerReport(
-            block=block.name,
-            layers=tuple(names),
-            rows=round(float(total[f"{group.name}:rows"][0])),
-            condition_number=condition,
-            ridge=ridge,
-            fallback=fallback,
-        )
-        return dict(zip(names, np.split(mean, ends, axis=1), strict=True)), report
-
-
-def solve_scaled(gram: Array, target: Array, ridge: float) -> tuple[Array, float, float] | None:
-    """(gram + ridge t I)^-1 target, t = mean(diag gram), by Cholesky after Jacobi scaling.
-
-    gram: [width, width], symmetric, meant to be positive semidefinite: rounding, noise or a
-        peer may have spoilt that.   target: [width, outputs].   Neither is changed.
-    Returns the solution, the ridge that was used (raised tenfold until the solution has three
-    right digits) and the condition number of the scaled matrix; None if nothing succeeds.
-    """
-    mean_diagonal = float(np.mean(np.diagonal(gram)))
-    if mean_diagonal <= 0:
-        return None
-    while True:
-        solved = _solve_shifted(gram, target, ridge * mean_diagonal)
-        if solved is not None:
-            solution, condition = solved
-            return solution, ridge, condition
-        ridge = max(10.0 * ridge, _FIRST_RAISED_RIDGE)
-        if ridge > _LAST_RAISED_RIDGE:
-            return None
-
-
-def _solve_shifted(gram: Array, target: Array, shift: float) -> tuple[Array, float] | None:
-    """(gram + shift I)^-1 target and the condition number; None if it cannot be trusted."""
-    diagonal = np.diagonal(gram) + shift
-    if not (diagonal > 0).all():
-        return None
-    jacobi = 1.0 / np.sqrt(diagonal)
-    with np.errstate(over="ignore"):
-        scaled = gram * jacobi
-        scaled *= jacobi[:, None]
-        np.fill_diagonal(scaled, 1.0)
-        norm = float(np.linalg.norm(scaled, 1))
-    if not np.isfinite(norm):
-        return None
-    try:
-        # The transpose of a symmetric matrix in C order is the same matrix in Fortran order,
-        # which LAPACK overwrites instead of copying it.
-        factor, lower = cho_factor(scaled.T, lower=True, overwrite_a=True, check_finite=False)
-    except LinAlgError:
-        return None
-    reciprocal, _ = lapack.dpocon(factor, norm, uplo="L")
-    # Higham 2002, section 10.1: the relative error of the solution is about
-    # width * eps * condition number.
-    if len(gram) * np.finfo(np.float64).eps > _WORST_ERROR * reciprocal:
-        return None
-    solution = cho_solve((factor, lower), jacobi[:, None] * target, overwrite_b=True)
-    return jacobi[:, None] * solution, float(1.0 / reciprocal)
-
-
-def _stacked(layer: Linear, weights: Weights) -> Array:
-    """W~ [width, outputs]: the transposed weight, with the bias as its last row."""
-    weight = weights[f"{layer.name}.weight"].T
-    if not layer.bias:
-        return np.ascontiguousarray(weight)
-    return np.vstack([weight, weights[f"{layer.name}.bias"]])
-
-
-def _unstacked(layer: Linear, stacked: Array) -> dict[str, Array]:
-    if not layer.bias:
-        return {f"{layer.name}.weight": np.ascontiguousarray(stacked.T)}
-    return {
-        f"{layer.name}.weight": np.ascontiguousarray(stacked[:-1].T),
-        f"{layer.name}.bias": stacked[-1].copy(),
-    }
+    def equations(self, group: Group, evidence: BlockEvidence) -> Equations:
+        """G_k, shrunk by alpha, and G_k D_k."""
+        total = evidence.grams[group.name].total
+        gram = self.off_diagonal * total
+        np.fill_diagonal(gram, np.diagonal(total))
+        moments = {
+            layer.name: gram @ (stacked(layer, evidence.own) - stacked(layer, evidence.base))
+            for layer in group.layers
+        }
+        return Equations(gram, moments)

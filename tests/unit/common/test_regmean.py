@@ -9,7 +9,7 @@ import pytest
 
 from blindmerge.manifest import Block, Group, Linear
 from blindmerge.merge import LayerReport, RegMean
-from blindmerge.merge.regmean import solve_scaled
+from blindmerge.merge.least_squares import solve_scaled
 from blindmerge.statistic import Array
 from support.evidence import Owner, make_owners, small_block, stacked, summed, with_inputs
 

@@ -11,12 +11,13 @@ e = largest_scaled_log2(owners, bits) - m (`exponent_for`); the bounds come from
 statistic of the base model on public text (`calibrate`), or are given (`uniform`).
 
 Which bounds: a sum that another is divided by must keep its relative precision. RegMean's Gram
-matrices need a bound per row. Fisher's values need one per tensor at least, made from a sample, and
-a floor_log2 below those of the faintest tensor: under one bound for all, or a floor made for
-deltas, faint tensors are rounded to nothing and then averaged, in silence. Within a tensor, values
-below its mean times `Fisher.floor` are averaged anyway; only steps must be finer than that. The
-deltas of the base model are zero: a sample takes them from a model fine-tuned on public
-text. (Measured in tests/conformance/test_methods_under_masks.py.)
+matrices need a bound per row; Fisher's values one per tensor at least, since those of different
+tensors differ by many orders of magnitude: under one bound for all, faint tensors are rounded to
+nothing and then averaged, in silence. `calibrate` gives every array bounds of its own, relative
+to the sample. Within a tensor, values below its mean times `Fisher.floor` are averaged anyway:
+2^-floor_bits need not be less than that. The deltas of the base model are zero: a sample takes
+them from a model fine-tuned on public text. (Measured in
+tests/conformance/test_methods_under_masks.py.)
 """
 
 import math
@@ -310,7 +311,7 @@ def calibrate(
     sample: Statistic,
     *,
     margin_bits: int,
-    floor_log2: int,
+    floor_bits: int,
     owners: int,
     bits: Bits,
     block_elements: int,
@@ -318,37 +319,32 @@ def calibrate(
     """A layout whose bounds are those of a public sample, times 2^margin_bits.
 
     sample: a statistic that everybody may know, such as the base model's on public text.
-    Packed Gram matrices (`...:gram`) get `triangle` exponents, since |G_ij| is at most
-    sqrt(G_ii G_jj); matrices one exponent per row, the rest one per array.
-    floor_log2: no bound is smaller than 2^floor_log2, for rows that the sample leaves empty.
+    Packed Gram matrices (`...:gram`) get `triangle` exponents from their diagonal, since |G_ij|
+    is at most sqrt(G_ii G_jj); matrices one exponent per row, the rest one per array.
+    floor_bits: no row counts as fainter than the array's largest number times 2^-floor_bits;
+    at owners it may be stronger than in the sample. An array that is zero throughout the
+    sample gets the bound 1, times 2^margin_bits.
     """
     largest = largest_scaled_log2(owners, bits)
     arrays = []
     for name, shape in sample.schema.items():
         magnitude = np.abs(sample[name])
         kind: Literal["uniform", "rows", "triangle"] = "uniform"
+        rows = np.atleast_1d(magnitude.max())
         if name.endswith(":gram") and len(shape) == 1:
             kind = "triangle"
             width = (math.isqrt(8 * shape[0] + 1) - 1) // 2
             index = np.arange(width)
-            bounds = _log2_above(magnitude[index * (index + 3) // 2], floor_log2) + margin_bits
-            exponents = (largest - bounds) // 2
+            rows = magnitude[index * (index + 3) // 2]
         elif len(shape) >= 2:
             kind = "rows"
             rows = magnitude.reshape(shape[0], -1).max(axis=1)
-            exponents = largest - margin_bits - _log2_above(rows, floor_log2)
-        else:
-            exponents = largest - margin_bits - _log2_above(magnitude.max(), floor_log2)
-        limit = MAX_EXPONENT // 2 if kind == "triangle" else MAX_EXPONENT
-        clipped = np.clip(np.atleast_1d(exponents), -limit, limit)
+        bounds = np.maximum(rows, np.ldexp(rows.max(), -floor_bits))
+        # Below the next power of two, which of zero is 2^0.
+        exponents, limit = largest - margin_bits - np.frexp(bounds)[1], MAX_EXPONENT
+        if kind == "triangle":  # half of it for the row, half for the column
+            exponents, limit = exponents // 2, limit // 2
+        clipped = np.clip(exponents, -limit, limit)
         scale = Scale(kind=kind, exponents=tuple(int(exponent) for exponent in clipped))
         arrays.append(ArrayLayout(name=name, shape=shape, scale=scale))
     return Layout(bits=bits, owners=owners, block_elements=block_elements, arrays=tuple(arrays))
-
-
-def _log2_above(magnitude: Array, floor_log2: int) -> npt.NDArray[np.int64]:
-    """The smallest m with magnitude < 2^m, but at least floor_log2."""
-    _, exponents = np.frexp(magnitude)
-    empty = np.asarray(magnitude) == 0
-    above = np.maximum(np.where(empty, floor_log2, exponents), floor_log2)
-    return np.asarray(above, dtype=np.int64)

@@ -42,12 +42,12 @@ Rule = Callable[[MergeMethod, Bits], Layout]
 
 
 def calibrated(method: MergeMethod, bits: Bits) -> Layout:
-    """Bounds 64 times those of the public owner, at least 2."""
+    """Bounds 64 times those of the public owner; no row's is below that array's largest number."""
     sample = method.contribution(BLOCK, PUBLIC.evidence)
     return calibrate(
         sample,
         margin_bits=6,
-        floor_log2=-5,
+        floor_bits=6,
         owners=COUNT,
         bits=bits,
         block_elements=BLOCK_ELEMENTS,
@@ -230,12 +230,13 @@ def _faint(owner: Owner) -> Owner:
     return replace(owner, evidence=replace(owner.evidence, fishers=fishers))
 
 
-def _fisher_layout(bits: Bits, floor_log2: int) -> Layout:
+def _fisher_layout(bits: Bits) -> Layout:
+    """No row counts as fainter than 2^-20 of the largest: `Fisher.floor` is 1e-6."""
     sample = Fisher().contribution(BLOCK, _faint(PUBLIC).evidence)
     return calibrate(
         sample,
         margin_bits=6,
-        floor_log2=floor_log2,
+        floor_bits=20,
         owners=COUNT,
         bits=bits,
         block_elements=BLOCK_ELEMENTS,
@@ -244,9 +245,8 @@ def _fisher_layout(bits: Bits, floor_log2: int) -> Layout:
 
 # Layouts, and whether the ratio sum F D / sum F of the faint tensor outlives the rounding.
 FISHER_RULES: dict[str, tuple[Layout, bool]] = {
-    "bounds of a sample, 64": (_fisher_layout(64, floor_log2=-120), True),
-    "bounds of a sample, 48": (_fisher_layout(48, floor_log2=-120), True),
-    "a floor made for deltas, 48": (_fisher_layout(48, floor_log2=-5), False),
+    "bounds of a sample, 64": (_fisher_layout(64), True),
+    "bounds of a sample, 48": (_fisher_layout(48), True),
     "one bound for all, 48": (one_bound(Fisher(), 48), False),
     "one bound for all, 64": (one_bound(Fisher(), 64), False),
 }

@@ -54,7 +54,7 @@ def test_blocks_of_any_size_give_the_same_sum(bits: Bits, block_elements: int) -
     layout = calibrate(
         statistics[0],
         margin_bits=6,
-        floor_log2=-40,
+        floor_bits=40,
         owners=3,
         bits=bits,
         block_elements=block_elements,
@@ -74,12 +74,31 @@ def test_calibrated_rows_keep_their_own_precision() -> None:
     # the sizes of the rows span 11 decimal digits.
     statistics = [_statistic(seed) for seed in range(3)]
     layout = calibrate(
-        statistics[0], margin_bits=4, floor_log2=-60, owners=3, bits=48, block_elements=100
+        statistics[0], margin_bits=4, floor_bits=60, owners=3, bits=48, block_elements=100
     )
     total = _sum_by_blocks(layout, statistics)
     exact = sum(statistic["a:delta"] for statistic in statistics)
     rows = np.abs(statistics[0]["a:delta"]).max(axis=1)
     assert (np.abs(total["a:delta"] - exact).max(axis=1) <= 3 * rows * 2.0**-40).all()
+
+
+def test_bounds_are_relative_to_the_sample_and_rows_have_a_floor() -> None:
+    schema = {"rows": (4, 2), "vector": (3,), "empty": (2, 2), "faint:gram": (3,)}
+    arrays = {
+        "rows": np.array([[0.0, -5.0], [0.0, 0.0], [2.0**-3, 0.0], [2.0**-40, 1e-30]]),
+        "vector": np.array([0.0, 1e-20, -3e-20]),
+        "empty": np.zeros((2, 2)),
+        "faint:gram": np.array([2.0**-50, 0.0, 2.0**-90]),  # a diagonal of 2^-50 and 2^-90
+    }
+    layout = calibrate(
+        Statistic(schema, arrays), margin_bits=7, floor_bits=10, owners=3, bits=64, block_elements=9
+    )
+    exponents = {array.name: array.scale.exponents for array in layout.arrays}
+    # 3 owners in 64 bits: 2^61. Bounds are below 2^3 = 8 (5), twice 2^-7 (5 * 2^-10), 2^-2.
+    assert exponents["rows"] == tuple(61 - 7 - bound for bound in (3, -7, -2, -7))
+    assert exponents["vector"] == (61 - 7 + 64,)  # 3e-20 is between 2^-65 and 2^-64
+    assert exponents["empty"] == (61 - 7, 61 - 7)
+    assert exponents["faint:gram"] == ((61 - 7 + 49) // 2, (61 - 7 + 59) // 2)
 
 
 def test_overflow_is_refused_and_tells_no_number() -> None:
@@ -148,7 +167,7 @@ def test_exponents_must_fit_the_shape() -> None:
 
 def test_exponents_stay_where_powers_are_exact() -> None:
     sample = Statistic({"a": (2, 1)}, {"a": np.array([[0.0], [1e300]])})
-    layout = calibrate(sample, margin_bits=0, floor_log2=-1000, owners=3, bits=64, block_elements=9)
+    layout = calibrate(sample, margin_bits=0, floor_bits=2000, owners=3, bits=64, block_elements=9)
     assert layout.arrays[0].scale.exponents == (512, -512)
     assert exponent_for(-2000, 3, 64) == 512
     assert largest_scaled_log2(1, 64) == 62

@@ -4,8 +4,30 @@
 
 The square is taken of the gradient of *one* example. Gradients per example come from hooks on
 the modules that own parameters: linear layers, LayerNorms and embeddings.
+
+Of words, y is a label for each of them, and labels are independent given x. Let J_w be the
+gradients [labels, parameters] of the logits at word w, and C_w = diag(p_w) - p_w p_w^T. A
+score (e_y - p_w)^T J_w has mean zero, so mixed terms of two words vanish:
+
+    F_x = diag of sum_w J_w^T C_w J_w,     C_w = R_w R_w^T,     R_w: [labels, labels - 1]
+
+A text as a whole is one such w, and costs a backward pass per column of its root R. For many
+words each gets a root of its own, R_w Q_w with Q_w orthogonal and random (Haar), and column
+c of all of them is differentiated at once:
+
+    estimate_x = sum_c (sum_w J_w^T R_w Q_w e_c)^2
+
+Its mean is F_x, since Q_w is independent from word to word and has mean zero. With s_w what
+word w alone adds to F_x, and L labels, its variance is
+
+    2 / (L - 1) * ((sum_w s_w)^2 - sum_w s_w^2)
+
+for each parameter: at most L - 1 passes, however long the text, exact for one word, and no
+larger where the model is sure of its labels. Labels drawn from the model would be unbiased
+too, but a rare label has a large score. Q_w comes from a hash of the example: the same each time.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,24 +103,46 @@ def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> N
         for batch in batches:
             now.examples = len(batch.indices)
             logits = model(**batch.inputs).logits
-            for direction in _directions(logits.detach()):
+            for direction in _directions(batch, logits.detach()):
                 torch.autograd.backward((logits * direction).sum(), retain_graph=True)
 
 
-def _directions(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What to differentiate in the space of the logits, [examples, labels] each.
+def _directions(batch: Batch, logits: torch.Tensor) -> Sequence[torch.Tensor]:
+    """What to differentiate in the space of the logits, labels - 1 tensors of their shape."""
+    roots = _roots(logits)
+    if batch.words is not None:
+        rotated = roots @ _rotations(batch, roots.shape[-1])
+        roots = torch.where((batch.words >= 0)[:, :, None, None], rotated, 0.0)
+    return roots.to(logits.dtype).unbind(dim=-1)
 
-    With J the gradients of an example's logits, sum_y p_y (d log p_y)^2 is the diagonal of
-    J^T (diag(p) - p p^T) J. That covariance has rank labels - 1, so its root needs one backward
-    pass less than there are labels: one instead of two for a binary task.
-    """
+
+def _roots(logits: torch.Tensor) -> torch.Tensor:
+    """R with R R^T = diag(p) - p p^T, float64 [..., labels, labels - 1]: such is its rank."""
     p = torch.softmax(logits.double(), dim=-1)
-    covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    covariance = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
     values, vectors = torch.linalg.eigh(covariance)
     # Ascending: the first eigenvalue is 0, that of a shift of all logits.
-    roots = vectors * values.clamp(min=0).sqrt()[:, None, :]
-    directions: tuple[torch.Tensor, ...] = roots[:, :, 1:].to(logits.dtype).unbind(dim=-1)
-    return directions
+    roots: torch.Tensor = vectors * values.clamp(min=0).sqrt()[..., None, :]
+    return roots[..., 1:]
+
+
+def _rotations(batch: Batch, size: int) -> torch.Tensor:
+    """A random orthogonal matrix for every token, [examples, tokens, size, size].
+
+    Those of an example follow from its tokens alone, not from the batch that it is in.
+    """
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
+    normal = torch.ones(*ids.shape, size, size, dtype=torch.float64)
+    for example, real, target in zip(ids, mask, normal, strict=True):
+        digest = hashlib.sha256(example[real].numpy().tobytes()).digest()
+        seed = int.from_bytes(digest[:8], "little", signed=True)
+        generator = torch.Generator().manual_seed(seed)
+        shape = (int(real.sum()), size, size)
+        target[real] = torch.randn(shape, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(normal)
+    # LAPACK fixes signs by the matrix; with R's diagonal made positive, Q is uniform.
+    rotations: torch.Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    return rotations
 
 
 def _hook(name: str, module: nn.Module, totals: Totals, now: _Now) -> Any:

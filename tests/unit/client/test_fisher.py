@@ -19,6 +19,7 @@ from blindmerge.statistic import Array
 from blindmerge_client.batches import batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.models import load_model, load_tokenizer
+from support.fishers import assert_close
 from support.jobs import LABELS, edit_weights, noisy
 from support.pico import Architecture, pico_encoder, pico_examples
 
@@ -69,25 +70,6 @@ class Case:
 @pytest.fixture(params=ARCHITECTURES)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     return Case(tmp_path, request.param, LABELS)
-
-
-def assert_close(found: dict[str, Array], expected: dict[str, Array]) -> None:
-    """A gradient g of float32 is off by e times its layer's largest; g^2 then by 2 e |g| g_max.
-
-    e = 1000 roundings of 2^-24: two layers forward and back are chains of sums over at most 64
-    numbers each. The largest of the layer, not of the tensor: a sum over tokens may cancel, that
-    of a key's bias does wholly, since softmax does not see a shift. F averages squares, so
-    sqrt(F) stands for |g|. Squares below 2^-126 are lost.
-    """
-    largest: dict[str, float] = {}
-    for name, fisher in expected.items():
-        layer = name.rpartition(".")[0]
-        largest[layer] = max(largest.get(layer, 0.0), float(fisher.max()))
-    assert found.keys() == expected.keys()
-    for name, fisher in expected.items():
-        off = 1000 * 2.0**-24 * np.sqrt(largest[name.rpartition(".")[0]])
-        bound = 2 * off * np.sqrt(fisher) + off**2 + 2.0**-126
-        assert (np.abs(found[name] - fisher) <= bound).all(), name
 
 
 @pytest.mark.parametrize("labels", [LABELS, ("no", "yes")])

@@ -59,7 +59,7 @@ def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_encoder_without_head_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointInvalid, match="no rules.*'BertModel'"):
+    with pytest.raises(CheckpointInvalid, match=r"no rules.*'BertModel'"):
         predict(pico_encoder(tmp_path), ["good"], max_length=8)
 
 

@@ -7,7 +7,7 @@ rotary tables) runs as usual, which keeps this independent of the architecture.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -30,64 +30,79 @@ class BlockRunner:
     """A model, fixed batches, and where its hidden states are kept.
 
     modules: paths of the transformer layers in forward order, each called once per pass and
-    returning its hidden states [rows, tokens, width].
+    returning its hidden states [rows, tokens, width].   batches: what `run` goes over.
     folder: private to this runner; holds hidden states of the owner's texts, float32.
     """
 
     def __init__(
         self, model: nn.Module, modules: Sequence[str], batches: Sequence[Batch], folder: Path
     ) -> None:
-        self._model = model.eval()
+        self.model = model.eval()
         self._layers = [model.get_submodule(path) for path in modules]
         self._modules = tuple(modules)
         self._batches = tuple(batches)
         self._folder = folder
 
-    def run(self, module: str, observe: Callable[[Batch], None]) -> None:
+    def run(self, module: str) -> Iterator[Batch]:
         """Runs the block that ends with `module`; the empty path is the head.
 
-        observe: called before each batch; hooks on the block's layers fire after it.
-        The hidden states after the block are kept for the next one.
+        Yields each batch after its pass, in which hooks on the block's layers have fired. The
+        hidden states after the block are kept for the next one, once all batches are drawn.
         """
-        index = self._modules.index(module) if module else len(self._modules)
-        before = index - 1
-        if before >= 0 and not self._boundary(before).is_dir():
-            self.run(self._modules[before], lambda _: None)
+        index = self._index(module)
         if index == len(self._modules):
-            self._pass(index, observe, None)
+            yield from self.peek(module)
             return
+        self._reach(index)
         # No fsync as for results: after a power cut the states are simply computed again.
         partial = self._folder / "hidden.partial"
         shutil.rmtree(partial, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with explaining(partial):
             partial.mkdir(mode=0o700)
-            self._pass(index, observe, partial)
+            for number, (batch, hidden) in enumerate(self._passes(index)):
+                save_array(partial / f"{number}.npy", hidden[0].numpy())
+                yield batch
         shutil.rmtree(self._boundary(index), ignore_errors=True)
         partial.rename(self._boundary(index))
         # The boundary before stays: a repeated request for this block starts from it. Later ones
         # go too, or requests in descending order would fill the disk.
-        for other in set(range(len(self._layers))) - {before, index}:
+        for other in set(range(len(self._layers))) - {index - 1, index}:
             shutil.rmtree(self._boundary(other), ignore_errors=True)
+
+    def peek(self, module: str) -> Iterator[Batch]:
+        """The same without keeping what comes after: for a block whose weights will change."""
+        index = self._index(module)
+        self._reach(index)
+        for batch, _ in self._passes(index):
+            yield batch
+
+    def _index(self, module: str) -> int:
+        return self._modules.index(module) if module else len(self._modules)
+
+    def _reach(self, index: int) -> None:
+        """Makes the hidden states before a block, if they are not there."""
+        if index > 0 and not self._boundary(index - 1).is_dir():
+            for _ in self.run(self._modules[index - 1]):
+                pass
 
     def _boundary(self, index: int) -> Path:
         return self._folder / f"hidden-{index}"
 
-    def _pass(self, index: int, observe: Callable[[Batch], None], save_to: Path | None) -> None:
+    def _passes(self, index: int) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
+        """Each batch after its pass, and the hidden states after the block, if it has any."""
         for number, batch in enumerate(self._batches):
-            observe(batch)
+            hidden: list[torch.Tensor] = []
             with torch.inference_mode(), ExitStack() as patches:
                 if index > 0:
                     saved = np.load(self._boundary(index - 1) / f"{number}.npy")
                     for layer in self._layers[:index]:
                         patches.enter_context(_returning(layer, torch.from_numpy(saved)))
-                ended: list[torch.Tensor] = []
-                if save_to is not None:
-                    patches.enter_context(_stopping(self._layers[index], ended))
+                if index < len(self._layers):
+                    patches.enter_context(_stopping(self._layers[index], hidden))
                 with suppress(_EndOfBlock):
-                    self._model(**batch.inputs)
-            if save_to is not None:
-                save_array(save_to / f"{number}.npy", ended[0].numpy())
+                    self.model(**batch.inputs)
+            yield batch, hidden
 
 
 @contextmanager

@@ -207,7 +207,7 @@ def test_by_keyword_or_by_position_with_or_without_bias(bias: bool, tmp_path: Pa
         (lambda a, _b, x: a(x), r"'layer\.b' was not called"),
         (lambda _a, _b, x: x, r"'layer\.a' was not called"),
         (lambda a, b, x: a(x[:, 0])[:, None] + b(x[:, 0])[:, None], r"shape \[2, 3\]"),
-        (lambda a, b, x: (a(x.transpose(0, 1)), b(x))[1], r"shape \[3, 2, 3\]"),
+        (lambda a, b, x: a(x.transpose(0, 1)) + b(x.transpose(0, 1)), r"shape \[3, 2, 3\]"),
     ],
 )
 def test_layers_that_break_the_rules_are_refused(call: Any, words: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import errno
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,15 @@ class Case:
 
     def run(self, runner: BlockRunner, module: str) -> list[torch.Tensor]:
         """The inputs of every linear layer that is reached, in order, of all batches."""
-        return seen(self.model, lambda: runner.run(module, lambda _: None))
+        return seen(self.model, lambda: drain(runner.run(module)))
+
+    def peek(self, runner: BlockRunner, module: str) -> list[torch.Tensor]:
+        """The same, looked at only."""
+        return seen(self.model, lambda: drain(runner.peek(module)))
 
     @property
     def folders(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir())
+        return sorted(path.name for path in self.folder.glob("*"))
 
     def full(self) -> list[list[torch.Tensor]]:
         """The hidden states after every layer, by batch, of a full forward pass."""
@@ -51,6 +55,11 @@ class Case:
                 [batch_states.detach() for batch_states in states(self.model, batch)]
                 for batch in self.batches
             ]
+
+
+def drain(passes: Iterable[Batch]) -> None:
+    for _ in passes:
+        pass
 
 
 def states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -98,7 +107,7 @@ def test_hidden_states_are_those_of_a_full_pass_bit_for_bit(case: Case) -> None:
     full = case.full()
     runner = case.runner()
     for index, module in enumerate(case.modules):
-        runner.run(module, lambda _: None)
+        drain(runner.run(module))
         for number, expected in enumerate(full):
             saved = np.load(case.folder / f"hidden-{index}" / f"{number}.npy")
             assert saved.dtype == np.float32
@@ -122,16 +131,40 @@ def test_every_layer_runs_once_with_the_inputs_of_a_full_pass(case: Case) -> Non
     assert sorted(map(key, parts)) == sorted(map(key, whole))
 
 
-def test_the_observer_sees_each_batch_before_it_runs(bert: Case) -> None:
+def test_each_batch_is_yielded_after_it_ran(bert: Case) -> None:
     order: list[object] = []
 
     def mark(_module: nn.Module, _args: object) -> None:
         order.append("runs")
 
     handle = bert.model.get_submodule(bert.modules[0]).register_forward_pre_hook(mark)
-    bert.runner().run(bert.modules[0], order.append)
+    for batch in bert.runner().run(bert.modules[0]):
+        order.append(batch)
     handle.remove()
-    assert order == [item for batch in bert.batches for item in (batch, "runs")]
+    assert order == [item for batch in bert.batches for item in ("runs", batch)]
+
+
+def test_peeking_sees_the_same_and_keeps_only_what_comes_before(case: Case) -> None:
+    ordinary = case.runner()
+    expected = [case.run(ordinary, module) for module in [*case.modules, ""]]
+    forget(case)
+    curious = case.runner()
+    for index, module in enumerate([*case.modules, ""]):
+        case.peek(curious, module)  # the first time it runs the block before as well
+        assert same(case.peek(curious, module), expected[index])
+        assert f"hidden-{index}" not in case.folders
+
+
+def test_after_a_peek_the_block_runs_with_its_new_weights(bert: Case) -> None:
+    runner = bert.runner()
+    drain(runner.peek(bert.modules[1]))
+    with torch.no_grad():
+        for parameter in bert.model.get_submodule(bert.modules[1]).parameters():
+            parameter.mul_(1.5)
+    drain(runner.peek(""))
+    for number, expected in enumerate(bert.full()):
+        saved = np.load(bert.folder / "hidden-1" / f"{number}.npy")
+        np.testing.assert_array_equal(saved, expected[1].numpy())
 
 
 def test_asking_again_gives_the_same(case: Case) -> None:
@@ -187,7 +220,7 @@ def test_a_run_that_dies_leaves_the_boundary_before(
     bert: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = bert.runner()
-    runner.run(bert.modules[0], lambda _: None)
+    drain(runner.run(bert.modules[0]))
 
     def die(path: Path, array: Any) -> None:
         if path.name == "1.npy":
@@ -196,13 +229,13 @@ def test_a_run_that_dies_leaves_the_boundary_before(
 
     monkeypatch.setattr(runner_module, "save_array", die)
     with pytest.raises(ResourceMissing, match="disk is full"):
-        runner.run(bert.modules[1], lambda _: None)
+        drain(runner.run(bert.modules[1]))
     monkeypatch.undo()
     assert bert.folders == ["hidden-0", "hidden.partial"]
     for module in bert.model.modules():
         assert not module._forward_hooks
         assert "forward" not in vars(module)
-    runner.run(bert.modules[1], lambda _: None)
+    drain(runner.run(bert.modules[1]))
     saved = np.load(bert.folder / "hidden-1" / "1.npy")
     np.testing.assert_array_equal(saved, bert.full()[1][1].numpy())
 
@@ -242,7 +275,7 @@ def test_few_hidden_states_stay_on_disk_in_whatever_order_blocks_are_asked(
 ) -> None:
     runner, modules = chain(tmp_path / "states")
     for index in order:
-        runner.run(modules[index], lambda _: None)
+        drain(runner.run(modules[index]))
         folders = sorted(path.name for path in (tmp_path / "states").iterdir())
         assert set(folders) <= {f"hidden-{index}", f"hidden-{index - 1}"}
         saved = np.load(tmp_path / "states" / f"hidden-{index}" / "0.npy")
@@ -252,10 +285,10 @@ def test_few_hidden_states_stay_on_disk_in_whatever_order_blocks_are_asked(
 def test_a_layer_that_returns_more_than_a_tensor_is_refused(tmp_path: Path) -> None:
     runner, modules = chain(tmp_path / "states", lambda hidden: (hidden, None))
     with pytest.raises(CheckpointInvalid, match="_AddOne returns tuple"):
-        runner.run(modules[0], lambda _: None)
+        drain(runner.run(modules[0]))
 
 
 def test_nobody_else_may_look_into_the_folders(bert: Case) -> None:
-    bert.runner().run(bert.modules[-1], lambda _: None)
+    drain(bert.runner().run(bert.modules[-1]))
     for folder in (bert.folder, *bert.folder.iterdir()):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700

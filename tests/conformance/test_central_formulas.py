@@ -16,6 +16,8 @@ from blindmerge.merge import (
     Average,
     BlockEvidence,
     Fisher,
+    MergeMethod,
+    Progressive,
     RegMean,
     Solved,
     TaskArithmetic,
@@ -48,9 +50,7 @@ def token_weights(owners: Sequence[Owner]) -> Array:
     return np.array([float(owner.evidence.tokens) for owner in owners])
 
 
-def solve(
-    method: Average | TaskArithmetic | Fisher | RegMean | Ties, owners: Sequence[Owner]
-) -> Solved:
+def solve(method: MergeMethod, owners: Sequence[Owner]) -> Solved:
     return method.solve(BLOCK, summed(method, BLOCK, owners), base_of(owners))
 
 
@@ -327,7 +327,7 @@ def test_regmean_by_tokens_is_one_regression_over_all_rows(owners: tuple[Owner, 
 
 def test_weighting_by_tokens_differs_from_equal(owners: tuple[Owner, ...]) -> None:
     few = replace(owners[0], evidence=replace(owners[0].evidence, tokens=1))
-    for kind in (Average, Fisher, RegMean):
+    for kind in (Average, Fisher, RegMean, Progressive):
         equal, tokens = (
             solve(kind.model_validate({"weighting": weighting}), [few, *owners[1:]])
             for weighting in ("equal", "tokens")

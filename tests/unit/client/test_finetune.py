@@ -26,7 +26,7 @@ from blindmerge_client.finetune import (
 )
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.predict import predict, score
-from support.pico import Architecture, pico_encoder, pico_examples
+from support.pico import Architecture, pico_encoder, pico_examples, pico_sentences
 
 LABELS = ("negative", "positive")
 FAST = TrainingOptions(epochs=1, batch_size=8, max_length=16)
@@ -196,6 +196,12 @@ def test_labels_and_lengths_that_do_not_fit_are_refused(base: Path, tmp_path: Pa
     long = FAST.model_copy(update={"max_length": 65})
     with pytest.raises(ConfigInvalid, match="at most 64"):
         finetune(base, pico_examples(9), long, tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_examples_for_another_task_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match="do not fit"):
+        finetune(base, pico_sentences(9), FAST, tmp_path / "own")
     assert not (tmp_path / "own").exists()
 
 

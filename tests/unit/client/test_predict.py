@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid
 from blindmerge_client import predict as module
+from blindmerge_client.data import Examples
 from blindmerge_client.models import load_model, load_tokenizer
-from blindmerge_client.predict import ensemble, predict, predict_with, score, softmax
-from support.pico import Architecture, pico_encoder, pico_examples
+from blindmerge_client.predict import (
+    ensemble,
+    predict,
+    predict_all,
+    predict_with,
+    score,
+    softmax,
+)
+from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
@@ -38,6 +46,65 @@ def test_logits_are_those_of_each_text_alone(
         # on numbers of size 1: 32 * 20 * 2^-24 = 4e-5. In bfloat16 each of the operations rounds
         # inputs, weights and result to 8 bits: 3 * 20 * 2^-9 = 0.12.
         np.testing.assert_allclose(row, alone, rtol=0, atol=0.12 if bfloat16 else 4e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+def test_logits_of_words_are_those_of_their_first_tokens(
+    architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "has_bfloat16", lambda: False)
+    folder = pico_encoder(tmp_path, architecture, labels=TAGS, task="token-classification")
+    texts = [*pico_sentences(20).texts, ("a", " ", "zebra", "good"), ("zebra",) * 9]
+    logits = predict(folder, texts, max_length=16, batch_size=8)
+    assert logits.shape == (sum(map(len, texts)), 3)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    rows = iter(logits)
+    missing = 0
+    for text in texts:
+        inputs = tokenizer(
+            list(text),
+            is_split_into_words=True,
+            truncation=True,
+            max_length=16,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            alone = model(**inputs).logits[0].numpy()
+        places = inputs.word_ids(0)
+        for word in range(len(text)):
+            if word in places:
+                expected = alone[places.index(word)]
+                # See above.
+                np.testing.assert_allclose(next(rows), expected, rtol=0, atol=4e-5)
+            else:
+                np.testing.assert_array_equal(softmax(next(rows)[None]), [[0, 0, 1]])
+                missing += 1
+    # The space, and of nine zebras of 5 tokens those after the third, at least.
+    assert missing >= 1 + 6
+
+
+def test_words_that_nobody_sees_are_outside_in_the_ensemble_too(tmp_path: Path) -> None:
+    folders = [
+        pico_encoder(tmp_path / str(seed), seed=seed, labels=TAGS, task="token-classification")
+        for seed in range(2)
+    ]
+    found = [predict(folder, [("zebra",) * 9], max_length=16) for folder in folders]
+    np.testing.assert_array_equal(ensemble(found)[-6:], [[0, 0, 1]] * 6)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_sets_are_predicted_as_if_alone(words: bool, tmp_path: Path) -> None:
+    folder = pico_encoder(
+        tmp_path, labels=TAGS, task="token-classification" if words else "single-label"
+    )
+    make = pico_sentences if words else pico_examples
+    sets: dict[str, Examples] = {name: make(5, seed=n) for n, name in enumerate("abc")}
+    found = predict_all(folder, sets, max_length=16)
+    assert list(found) == list(sets)
+    for name, examples in sets.items():
+        alone = predict(folder, examples.texts, max_length=16)
+        # bfloat16, in batches of other lengths: see above.
+        np.testing.assert_allclose(found[name], alone, rtol=0, atol=0.12)
 
 
 def test_dropout_is_off(tmp_path: Path) -> None:

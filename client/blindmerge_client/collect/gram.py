@@ -64,7 +64,9 @@ def collect_cross_grams(
     grams = {group.name: _Gram(group.width) for group in block.groups}
     crosses = {g.name: np.zeros((g.width, g.width), order="F") for g in block.groups}
     with watched(merged.model, block.groups) as there, watched(own.model, block.groups) as here:
-        for batch, _ in zip(merged.peek(block.module), own.peek(block.module), strict=True):
+        layers = [layer.name for group in block.groups for layer in group.layers]
+        passes = [runner.peek(block.module, layers) for runner in (merged, own)]
+        for batch, _ in zip(*passes, strict=True):
             other, ours = there.rows(batch), here.rows(batch)
             for name, rows in other.items():
                 grams[name].add(rows)

@@ -7,8 +7,8 @@ rotary tables) runs as usual, which keeps this independent of the architecture.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from blindmerge_client.batches import Batch
 __all__ = ["BlockRunner"]
 
 
-class _EndOfBlock(Exception):
+class _EndOfPass(Exception):
     """Leaves the model's forward early; no error."""
 
 
@@ -50,18 +50,20 @@ class BlockRunner:
         hidden states after the block are kept for the next one, once all batches are drawn.
         """
         index = self._index(module)
-        if index == len(self._modules):
-            yield from self.peek(module)
-            return
         self._reach(index)
+        if index == len(self._modules):
+            yield from self._passes(index, nullcontext)
+            return
         # No fsync as for results: after a power cut the states are simply computed again.
         partial = self._folder / "hidden.partial"
         shutil.rmtree(partial, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with explaining(partial):
             partial.mkdir(mode=0o700)
-            for number, (batch, hidden) in enumerate(self._passes(index)):
-                save_array(partial / f"{number}.npy", hidden[0].numpy())
+            hidden: list[torch.Tensor] = []
+            passes = self._passes(index, lambda: _ending_after(self._layers[index], hidden))
+            for number, batch in enumerate(passes):
+                save_array(partial / f"{number}.npy", hidden.pop().numpy())
                 yield batch
         shutil.rmtree(self._boundary(index), ignore_errors=True)
         partial.rename(self._boundary(index))
@@ -70,12 +72,15 @@ class BlockRunner:
         for other in set(range(len(self._layers))) - {index - 1, index}:
             shutil.rmtree(self._boundary(other), ignore_errors=True)
 
-    def peek(self, module: str) -> Iterator[Batch]:
-        """The same without keeping what comes after: for a block whose weights will change."""
+    def peek(self, module: str, layers: Sequence[str]) -> Iterator[Batch]:
+        """The same for a block that is not merged yet: nothing that comes after it is kept.
+
+        layers: of the block; a pass ends as soon as all of them are called.
+        """
         index = self._index(module)
         self._reach(index)
-        for batch, _ in self._passes(index):
-            yield batch
+        awaited = [self.model.get_submodule(layer) for layer in layers]
+        yield from self._passes(index, lambda: _ending_before(awaited))
 
     def _index(self, module: str) -> int:
         return self._modules.index(module) if module else len(self._modules)
@@ -89,20 +94,20 @@ class BlockRunner:
     def _boundary(self, index: int) -> Path:
         return self._folder / f"hidden-{index}"
 
-    def _passes(self, index: int) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        """Each batch after its pass, and the hidden states after the block, if it has any."""
+    def _passes(
+        self, index: int, ending: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[Batch]:
+        """Each batch after its pass through the block.   ending: what ends a pass early."""
         for number, batch in enumerate(self._batches):
-            hidden: list[torch.Tensor] = []
             with torch.inference_mode(), ExitStack() as patches:
                 if index > 0:
                     saved = np.load(self._boundary(index - 1) / f"{number}.npy")
                     for layer in self._layers[:index]:
                         patches.enter_context(_returning(layer, torch.from_numpy(saved)))
-                if index < len(self._layers):
-                    patches.enter_context(_stopping(self._layers[index], hidden))
-                with suppress(_EndOfBlock):
+                patches.enter_context(ending())
+                with suppress(_EndOfPass):
                     self.model(**batch.inputs)
-            yield batch, hidden
+            yield batch
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def _returning(layer: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _stopping(layer: nn.Module, ended: list[torch.Tensor]) -> Iterator[None]:
+def _ending_after(layer: nn.Module, ended: list[torch.Tensor]) -> Iterator[None]:
     """The model's forward ends after `layer`, whose output is put into `ended`."""
 
     def stop(_module: nn.Module, _args: object, output: object) -> None:
@@ -125,10 +130,28 @@ def _stopping(layer: nn.Module, ended: list[torch.Tensor]) -> Iterator[None]:
                 f"a {type(layer).__name__} returns {type(output).__name__}, not a tensor"
             )
         ended.append(output)
-        raise _EndOfBlock
+        raise _EndOfPass
 
     handle = layer.register_forward_hook(stop)
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _ending_before(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """The model's forward ends with the call of the last of `layers`, in whatever order."""
+    awaited = set(layers)
+
+    def stop(layer: nn.Module, _args: object) -> None:
+        awaited.discard(layer)
+        if not awaited:
+            raise _EndOfPass
+
+    handles = [layer.register_forward_pre_hook(stop) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

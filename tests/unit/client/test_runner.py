@@ -14,6 +14,7 @@ from torch import nn
 
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ResourceMissing
+from blindmerge.manifest import Block, Group
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect import runner as runner_module
 from blindmerge_client.collect.runner import BlockRunner
@@ -28,8 +29,8 @@ class Case:
     def __init__(self, folder: Path, architecture: Architecture) -> None:
         base = pico_encoder(folder / "base", architecture, labels=LABELS)
         self.model = load_model(noisy(base, folder / "own", seed=1))
-        blocks = Checkpoint(base).manifest.blocks
-        self.modules = [block.module for block in blocks if block.module]
+        self.blocks = [block for block in Checkpoint(base).manifest.blocks if block.groups]
+        self.modules = [block.module for block in self.blocks if block.module]
         self.batches = batches(load_tokenizer(base), pico_examples(7).texts, 32, 3)
         self.folder = folder / "states"
 
@@ -40,9 +41,9 @@ class Case:
         """The inputs of every linear layer that is reached, in order, of all batches."""
         return seen(self.model, lambda: drain(runner.run(module)))
 
-    def peek(self, runner: BlockRunner, module: str) -> list[torch.Tensor]:
-        """The same, looked at only."""
-        return seen(self.model, lambda: drain(runner.peek(module)))
+    def peek(self, runner: BlockRunner, block: Block) -> list[torch.Tensor]:
+        """The inputs of every linear layer that computes its output in a peek."""
+        return seen(self.model, lambda: drain(runner.peek(block.module, names(block.groups))))
 
     @property
     def folders(self) -> list[str]:
@@ -55,6 +56,10 @@ class Case:
                 [batch_states.detach() for batch_states in states(self.model, batch)]
                 for batch in self.batches
             ]
+
+
+def names(groups: Iterable[Group]) -> list[str]:
+    return [layer.name for group in groups for layer in group.layers]
 
 
 def drain(passes: Iterable[Batch]) -> None:
@@ -144,24 +149,32 @@ def test_each_batch_is_yielded_after_it_ran(bert: Case) -> None:
     assert order == [item for batch in bert.batches for item in ("runs", batch)]
 
 
-def test_peeking_sees_the_same_and_keeps_only_what_comes_before(case: Case) -> None:
-    ordinary = case.runner()
-    expected = [case.run(ordinary, module) for module in [*case.modules, ""]]
-    forget(case)
-    curious = case.runner()
-    for index, module in enumerate([*case.modules, ""]):
-        case.peek(curious, module)  # the first time it runs the block before as well
-        assert same(case.peek(curious, module), expected[index])
-        assert f"hidden-{index}" not in case.folders
+def test_peeking_keeps_only_what_comes_before(case: Case) -> None:
+    runner = case.runner()
+    for index, block in enumerate(case.blocks):
+        case.peek(runner, block)
+        assert case.folders == [f"hidden-{n}" for n in range(max(0, index - 2), index)]
+
+
+def test_peeking_ends_with_the_call_of_the_last_layer(case: Case) -> None:
+    ordinary, curious = case.runner(), case.runner()
+    for block in case.blocks:
+        expected = case.run(ordinary, block.module)
+        layers = len(names(block.groups))
+        # The last layer is called, which hooks before it see, but does not compute.
+        wanted = [x for n, x in enumerate(expected) if n % layers < layers - 1]
+        assert same(case.peek(curious, block), wanted)
+        first = case.peek(curious, block.model_copy(update={"groups": block.groups[:1]}))
+        assert len(first) == len(case.batches) * (len(block.groups[0].layers) - 1)
 
 
 def test_after_a_peek_the_block_runs_with_its_new_weights(bert: Case) -> None:
     runner = bert.runner()
-    drain(runner.peek(bert.modules[1]))
+    bert.peek(runner, bert.blocks[1])
     with torch.no_grad():
         for parameter in bert.model.get_submodule(bert.modules[1]).parameters():
             parameter.mul_(1.5)
-    drain(runner.peek(""))
+    bert.peek(runner, bert.blocks[-1])
     for number, expected in enumerate(bert.full()):
         saved = np.load(bert.folder / "hidden-1" / f"{number}.npy")
         np.testing.assert_array_equal(saved, expected[1].numpy())

@@ -24,8 +24,9 @@ class Case:
 
     def __init__(self, folder: Path, architecture: Architecture, same: bool = False) -> None:
         base = pico_encoder(folder / "base", architecture, labels=LABELS)
-        self.merged = load_model(noisy(base, folder / "merged", seed=1))
-        self.own = self.merged if same else load_model(noisy(base, folder / "own", seed=2))
+        merged = noisy(base, folder / "merged", seed=1)
+        self.merged = load_model(merged)
+        self.own = load_model(merged if same else noisy(base, folder / "own", seed=2))
         self.blocks = Checkpoint(base).manifest.blocks
         self.groups = [group for block in self.blocks for group in block.groups]
         self.batches = batches(load_tokenizer(base), pico_examples(9, seed=3).texts, 32, 4)

@@ -2,45 +2,59 @@
 
 It decides nothing and holds nothing. Requests and replies:
 
-    train       request {plan, phase}, the merged tensors of the phase before (if there is one)
-                -> the statistic of the phase
-    evaluate    request {plan, phase: the last}, its merged tensors
+    train       request {plan, block, messages}, merged tensors that the owner does not have yet
+                -> the owner's answer: messages of the secure sum as bytes, or, in a
+                   job without masks, its statistic of the block
+    evaluate    request {plan}, the merged tensors that the owner does not have yet
                 -> the scores that the owner publishes
     either      -> refusal {kind, reason}
 
+`block` is the number of the plan's block whose statistic is asked for, or -1.
 A refusal tells the server no more than its kind, and the reason if the server itself is at
 fault: messages about an owner's files are for the owner's own log.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from blindmerge.checkpoint import Tensors
 from blindmerge.errors import BlindmergeError, PeerInvalid
 from blindmerge.plan import Plan
-from blindmerge.statistic import Statistic
 from blindmerge.wire import from_wire, to_wire
 
-__all__ = ["OwnerLike", "courier"]
+__all__ = ["NO_BLOCK", "OwnerLike", "courier"]
 
 _log = logging.getLogger("blindmerge.client")
+NO_BLOCK = -1
 
 
 class OwnerLike(Protocol):
     """What the courier asks of an owner."""
 
-    def contribute(self, plan: Plan, phase: int) -> Statistic:
-        """The owner's statistic for a phase."""
+    def answer(
+        self, plan: Plan, block: int | None, messages: Sequence[bytes]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """What the owner sends, by name."""
 
-    def receive(self, plan: Plan, phase: int, merged: Tensors) -> None:
-        """Keeps the merged tensors of a phase."""
+    def receive(self, plan: Plan, merged: Tensors) -> None:
+        """Keeps merged tensors."""
 
     def evaluate(self, plan: Plan) -> Mapping[str, float]:
         """The scores of the merged model that the owner publishes; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    plan: Plan
+    block: int | None
+    messages: Sequence[bytes]
+    merged: Tensors
 
 
 def courier(owner_of: Callable[[Context], OwnerLike]) -> ClientApp:
@@ -58,29 +72,27 @@ def courier(owner_of: Callable[[Context], OwnerLike]) -> ClientApp:
     return app
 
 
-def _contribution(owner: OwnerLike, plan: Plan, phase: int, merged: Tensors) -> RecordDict:
-    if merged:
-        owner.receive(plan, phase - 1, merged)
-    statistic = owner.contribute(plan, phase)
-    arrays = {name: Array(*to_wire(array)) for name, array in statistic.arrays.items()}
-    return RecordDict({"statistic": ArrayRecord(arrays)})
+def _contribution(owner: OwnerLike, request: _Request) -> RecordDict:
+    if request.merged:
+        owner.receive(request.plan, request.merged)
+    answer = owner.answer(request.plan, request.block, request.messages)
+    arrays = {name: Array(*to_wire(array)) for name, array in answer.items()}
+    return RecordDict({"answer": ArrayRecord(arrays)})
 
 
-def _evaluation(owner: OwnerLike, plan: Plan, phase: int, merged: Tensors) -> RecordDict:
-    if phase != len(plan.phases) - 1:
-        raise PeerInvalid("the scores are those of the last phase's model")
-    owner.receive(plan, phase, merged)
-    return RecordDict({"scores": MetricRecord(dict(owner.evaluate(plan)))})
+def _evaluation(owner: OwnerLike, request: _Request) -> RecordDict:
+    owner.receive(request.plan, request.merged)
+    return RecordDict({"scores": MetricRecord(dict(owner.evaluate(request.plan)))})
 
 
 def _answer(
     message: Message,
     find_owner: Callable[[], OwnerLike],
-    handle: Callable[[OwnerLike, Plan, int, Tensors], RecordDict],
+    handle: Callable[[OwnerLike, _Request], RecordDict],
 ) -> Message:
     try:
         request = _read(message)
-        content = handle(find_owner(), *request)
+        content = handle(find_owner(), request)
     except Exception as error:
         # Everything: Flower would send the text of an unknown exception to the server.
         content = RecordDict({"refusal": _refusal(error)})
@@ -98,18 +110,22 @@ def _refusal(error: Exception) -> ConfigRecord:
     return ConfigRecord({"kind": kind, "reason": reason})
 
 
-def _read(message: Message) -> tuple[Plan, int, Tensors]:
-    """The request: plan, phase and merged tensors. Raises PeerInvalid if it is none."""
+def _read(message: Message) -> _Request:
+    """Raises PeerInvalid if it is no request."""
     if not message.has_content():
         raise PeerInvalid("the request is empty")
-    request = message.content.config_records.get("request")
-    encoded = request.get("plan") if request is not None else None
-    phase = request.get("phase") if request is not None else None
-    if type(encoded) is not bytes or type(phase) is not int:
-        raise PeerInvalid("the request has no plan or no phase")
+    request = message.content.config_records.get("request", ConfigRecord())
+    encoded, block = request.get("plan"), request.get("block", NO_BLOCK)
+    messages = request.get("messages", [])
+    if type(encoded) is not bytes or type(block) is not int or not isinstance(messages, list):
+        raise PeerInvalid("the request has no plan, or no block and messages")
+    said = [each for each in messages if type(each) is bytes]
+    if len(said) < len(messages):
+        raise PeerInvalid("a message in the request is not bytes")
     merged = message.content.array_records.get("merged", ArrayRecord())
     tensors = {
         name: from_wire(array.dtype, array.shape, array.stype, array.data)
         for name, array in merged.items()
     }
-    return Plan.decode(encoded), phase, tensors
+    plan = Plan.decode(encoded)
+    return _Request(plan, None if block == NO_BLOCK else block, said, tensors)

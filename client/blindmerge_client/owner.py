@@ -1,13 +1,19 @@
 """An owner: its name, its data, its model, and the job it is in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from blindmerge.checkpoint import Tensors
+from blindmerge.errors import PeerInvalid, PolicyRefused
 from blindmerge.plan import Plan
-from blindmerge.statistic import Statistic
 from blindmerge_client.data import Examples
-from blindmerge_client.predict import predict, score
+from blindmerge_client.predict import predict
+from blindmerge_client.scores import score
+from blindmerge_client.seat import Membership, Seat
 from blindmerge_client.session import Session
 
 __all__ = ["Owner"]
@@ -20,6 +26,8 @@ class Owner:
     train: statistics are collected from these examples.   test: scores of merged models are
     taken on these and published; None publishes nothing.
     folder: private; each job gets a folder in it, named by the plan's hash.
+    masks: its membership in a roster, without which it sends nothing; or "off" to let
+    plans without masks show the server this owner's statistics.
     """
 
     def __init__(
@@ -29,6 +37,7 @@ class Owner:
         own: Path,
         train: Examples,
         folder: Path,
+        masks: Membership | Literal["off"],
         test: Examples | None = None,
     ) -> None:
         self.name = name
@@ -37,6 +46,7 @@ class Owner:
         self._train = train
         self._test = test
         self._folder = folder
+        self._masks = masks
         self._session: Session | None = None
 
     def session(self, plan: Plan) -> Session:
@@ -46,13 +56,30 @@ class Owner:
             self._session = Session(plan, self._base, self._own, self._train.texts, folder)
         return self._session
 
-    def contribute(self, plan: Plan, phase: int) -> Statistic:
-        """The statistic of a phase (errors: see `Session`)."""
-        return self.session(plan).contribute(phase)
+    def answer(
+        self, plan: Plan, block: int | None, messages: Sequence[bytes]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """What this owner sends: under masks its messages as bytes, by number; else the
+        statistic of `block`, by name. Nothing if nothing was asked for.
 
-    def receive(self, plan: Plan, phase: int, merged: Tensors) -> None:
-        """Keeps the merged tensors of a phase."""
-        self.session(plan).receive(phase, merged)
+        Raises PolicyRefused if plan and owner do not agree on masks (further errors: see
+        `Seat` and `Session`).
+        """
+        if isinstance(self._masks, Membership):
+            replies = Seat(self._masks, self.session(plan)).answer(messages, block)
+            return {str(n): np.frombuffer(data, np.uint8) for n, data in enumerate(replies)}
+        if plan.masks != "off":
+            raise PolicyRefused(
+                f"'{self.name}' has no identity and roster, which a sum under masks needs",
+                hint="give the owner a membership",
+            )
+        if messages:
+            raise PeerInvalid("a plan without masks has no messages")
+        return {} if block is None else self.session(plan).contribute(block).arrays
+
+    def receive(self, plan: Plan, merged: Tensors) -> None:
+        """Keeps merged tensors of a job."""
+        self.session(plan).receive(merged)
 
     def evaluate(self, plan: Plan) -> Mapping[str, float]:
         """Scores of the finished merged model on the owner's test data."""
@@ -60,9 +87,5 @@ class Owner:
         if self._test is None:
             return {}
         logits = predict(merged, self._test.texts, plan.max_length)
-        scores = score(logits, self._test.labels)
-        return {
-            "accuracy": scores.accuracy,
-            "macro_f1": scores.macro_f1,
-            "examples": scores.examples,
-        }
+        scores = score(plan.task, logits, self._test, plan.labels)
+        return {"accuracy": scores.accuracy, "f1": scores.f1, "examples": scores.examples}

@@ -1,6 +1,6 @@
 """One job at one owner, from top to bottom: what is read, what is computed, what leaves.
 
-A session answers each phase of the plan with a statistic and keeps the merged tensors that it
+A session makes the statistic of each block of the plan and keeps the merged tensors that it
 is sent. All its state lies in its folder, so that a process that died can be started again.
 """
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_fine_tuned
-from blindmerge.errors import ConfigInvalid, DataInvalid, PeerInvalid
+from blindmerge.errors import ConfigInvalid, DataInvalid, PeerInvalid, SchemaMismatch
 from blindmerge.files import replacing
 from blindmerge.manifest import Block
 from blindmerge.merge import BlockEvidence, Evidence, Fisher, GramEvidence
@@ -23,6 +23,7 @@ from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.collect.gram import collect_grams
 from blindmerge_client.collect.runner import BlockRunner
+from blindmerge_client.data import Text
 from blindmerge_client.models import check_max_length, load_model, load_tokenizer
 
 __all__ = ["Session"]
@@ -44,7 +45,7 @@ class Session:
     """
 
     def __init__(
-        self, plan: Plan, base: Path, own: Path, texts: Sequence[str], folder: Path
+        self, plan: Plan, base: Path, own: Path, texts: Sequence[Text], folder: Path
     ) -> None:
         self.plan = plan
         self._base = Checkpoint(base)
@@ -53,7 +54,7 @@ class Session:
         if not texts:
             raise DataInvalid("there are no examples to collect statistics from")
         self._texts = tuple(texts[: plan.examples])
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._bind_folder()
         self._writer = CheckpointWriter(folder / "merged", self._base)
@@ -83,51 +84,57 @@ class Session:
     def _bind_folder(self) -> None:
         """Half a job from one model or text and half from another would be neither's."""
         inputs = hashlib.sha256(canonical.encode([self._own.sha256, self._texts])).hexdigest()
-        note = self._folder / "inputs.sha256"
+        note = self.folder / "inputs.sha256"
         if not note.exists():
             with replacing(note) as temporary:
                 temporary.write_text(inputs)
         elif note.read_text() != inputs:
             raise DataInvalid(
-                f"the model or the examples changed since the job in '{self._folder}' began",
+                f"the model or the examples changed since the job in '{self.folder}' began",
                 hint="put them back, or ask the coordinator for a new job",
             )
 
-    def contribute(self, phase: int) -> Statistic:
-        """What this owner sends in phase number `phase`; its schema follows from the plan.
+    def contribute(self, block: int) -> Statistic:
+        """What this owner adds to the sum for block number `block`; the plan fixes its schema.
 
-        Raises PeerInvalid if the plan has no such phase. Asking again gives the same answer.
+        Raises PeerInvalid if the plan has no such block. Asking again gives the same answer.
         """
-        return self.plan.method.contribution(self._block(phase), self.evidence(phase))
+        return self.plan.method.contribution(self._block(block), self.evidence(block))
 
-    def evidence(self, phase: int) -> BlockEvidence:
-        """All that the plan's method needs to know of a phase's block. It stays here."""
-        block = self._block(phase)
+    def evidence(self, block: int) -> BlockEvidence:
+        """All that the plan's method needs to know of a block. It stays here."""
+        asked = self._block(block)
         return BlockEvidence(
-            base=self._base.read(block.shapes),
-            own=self._own.read(block.shapes),
+            base=self._base.read(asked.shapes),
+            own=self._own.read(asked.shapes),
             tokens=sum(int(batch.inputs["attention_mask"].sum()) for batch in self._batches),
-            grams=self._grams(block),
-            fishers=self._fishers(block),
+            grams=self._grams(asked),
+            fishers=self._fishers(asked),
         )
 
-    def receive(self, phase: int, merged: Tensors) -> None:
-        """Keeps the merged tensors of a phase.
+    def receive(self, merged: Tensors) -> None:
+        """Keeps merged tensors, those of one block or of several.
 
-        Raises PeerInvalid, also as SchemaMismatch or NotFinite, if they are not the block's.
+        Raises PeerInvalid, also as SchemaMismatch or NotFinite, if they are not just the tensors
+        of some blocks of the plan.
         """
-        self._block(phase)
-        self._writer.write(phase, merged)
+        rest = dict(merged)
+        for number, block in enumerate(self.plan.blocks):
+            if not block.shapes.keys().isdisjoint(rest):
+                tensors = {name: rest.pop(name) for name in block.shapes if name in rest}
+                self._writer.write(number, tensors)
+        if rest:
+            raise SchemaMismatch(f"{len(rest)} merged tensors are not in the plan")
 
     def finish(self) -> Path:
-        """The merged checkpoint, complete. Raises CheckpointInvalid if a phase is missing."""
+        """The merged checkpoint, complete. Raises CheckpointInvalid if a block is missing."""
         self._writer.finish()
-        return self._folder / "merged"
+        return self.folder / "merged"
 
-    def _block(self, phase: int) -> Block:
-        if not 0 <= phase < len(self.plan.phases):
-            raise PeerInvalid(f"there is no phase {phase}: the plan has {len(self.plan.phases)}")
-        return self.plan.phases[phase]
+    def _block(self, number: int) -> Block:
+        if not 0 <= number < len(self.plan.blocks):
+            raise PeerInvalid(f"there is no block {number}: the plan has {len(self.plan.blocks)}")
+        return self.plan.blocks[number]
 
     @cached_property
     def _model(self) -> PreTrainedModel:
@@ -137,15 +144,15 @@ class Session:
     def _batches(self) -> list[Batch]:
         return self._batched(self._texts, _BATCH_SIZE)
 
-    def _batched(self, texts: Sequence[str], size: int) -> list[Batch]:
+    def _batched(self, texts: Sequence[Text], size: int) -> list[Batch]:
         # The base's tokenizer, whose hash the plan binds; an owner's copy might differ.
         tokenizer = load_tokenizer(self._base.path)
         return batches(tokenizer, texts, self.plan.max_length, size)
 
     @cached_property
     def _runner(self) -> BlockRunner:
-        modules = [block.module for block in self.plan.phases if block.module]
-        return BlockRunner(self._model, modules, self._batches, self._folder / "states")
+        modules = [block.module for block in self.plan.blocks if block.module]
+        return BlockRunner(self._model, modules, self._batches, self.folder / "states")
 
     def _grams(self, block: Block) -> dict[str, GramEvidence]:
         if Evidence.GRAM not in self.plan.method.needs:
@@ -156,7 +163,7 @@ class Session:
         method = self.plan.method
         if not isinstance(method, Fisher):
             return {}
-        folder = self._folder / "fisher"
+        folder = self.folder / "fisher"
         few = self._batched(self._texts[: method.examples], _FISHER_BATCH_SIZE)
         collect_fisher(self._model, self.plan.manifest, few, folder)
         return read_fisher(folder, list(block.shapes))

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from blindmerge import canonical
 from blindmerge.errors import CheckpointInvalid, NotFinite, SchemaMismatch
@@ -247,6 +247,15 @@ class CheckpointWriter:
             # Not save_file: it does not say why it fails, e.g. that the disk is full.
             temporary.write_bytes(save(cast, metadata={"format": "pt"}))
         return cast
+
+    def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
+        """The tensors of block number `index`, as written.   Raises CheckpointInvalid."""
+        try:
+            return load((self.path / self._shard(index)).read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointInvalid(
+                f"block '{self._blocks[index].name}' cannot be read from '{self.path}'"
+            ) from error
 
     def has(self, index: int) -> bool:
         """Whether block number `index` is written."""

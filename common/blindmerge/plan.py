@@ -5,40 +5,91 @@ every contribution follows from the plan alone, never from data.
 """
 
 import hashlib
+import re
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from blindmerge import canonical
-from blindmerge.errors import PeerInvalid
-from blindmerge.manifest import Block, Manifest
+from blindmerge.encoding import Bits, Layout
+from blindmerge.errors import PeerInvalid, SchemaMismatch, TooFewOwners
+from blindmerge.identity import Roster
+from blindmerge.manifest import ARCHITECTURES, Block, Manifest, Task
 from blindmerge.merge import AnyMethod
+from blindmerge.secagg.manifest import LEAST_OWNERS, SumManifest, Thresholds
+from blindmerge.secagg.masks import Prg
 
-__all__ = ["Plan"]
+__all__ = ["Masks", "Plan", "are_tags"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Masks(BaseModel):
+    """How the sums of a job are hidden from the server (secagg/SPEC.md).
+
+    roster: SHA-256 of the roster of owners.   thresholds: how many of them it takes.
+    bits: width of the ring, 48 for smaller uploads.   prg: what makes the masks.
+    """
+
+    model_config = _STRICT
+    roster: Sha256
+    thresholds: Thresholds
+    bits: Bits = 64
+    prg: Prg = "aes-256-ctr"
+
+    @classmethod
+    def of(cls, roster: Roster, colluders: int | None = None, bits: Bits = 64) -> "Masks":
+        """Masks for these owners, with the weakest safe thresholds (`Thresholds.for_owners`).
+
+        Raises TooFewOwners for fewer than three.
+        """
+        if len(roster) < LEAST_OWNERS:
+            raise TooFewOwners(
+                f"a sum under masks needs {LEAST_OWNERS} owners, the roster has {len(roster)}",
+                hint="with two, each would learn the other's numbers from the sum",
+            )
+        thresholds = Thresholds.for_owners(len(roster), colluders)
+        return cls(roster=roster.sha256.hex(), thresholds=thresholds, bits=bits)
+
+
+def are_tags(labels: Sequence[str]) -> bool:
+    """Whether labels are BIO tags: `O` and others, each `B-` or `I-` with the name of a type."""
+    return "O" in labels and all(re.fullmatch(r"O|[BI]-.+", label) for label in labels)
 
 
 class Plan(BaseModel):
     """What a job is.
 
     job: its id.   base: content hash of the base checkpoint (`Checkpoint.sha256`).
-    manifest: every tensor and its rule.   labels: in the order of the head's outputs.
+    manifest: every tensor and its rule.   task: what the model does.
+    labels: in the order of the head's outputs; tags for words (`are_tags`).
     method: the merge method with its options.
     examples: at most so many of an owner's training examples enter its statistics.
     max_length: tokens after which a text is cut.
+    masks: how the sums are hidden from the server; "off" shows it every owner's statistic.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = _STRICT
     version: Literal[1] = 1
     job: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
     base: Sha256
     manifest: Manifest
-    task: Literal["single-label"] = "single-label"
+    task: Task = "single-label"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     method: AnyMethod
     examples: Annotated[int, Field(ge=1)]
     max_length: Annotated[int, Field(ge=1)]
+    masks: Masks | Literal["off"]
 
     @field_validator("labels")
     @classmethod
@@ -47,20 +98,64 @@ class Plan(BaseModel):
             raise ValueError("a label occurs twice")
         return labels
 
-    @property
-    def phases(self) -> tuple[Block, ...]:
-        """The job as a list of phases, each one sum over the tensors of a block.
+    @model_validator(mode="after")
+    def _task_fits(self) -> "Plan":
+        rules = ARCHITECTURES.get(self.manifest.architecture)
+        if rules is None or rules.task != self.task:
+            raise ValueError("the model is not one for the task")
+        if self.task == "token-classification" and not are_tags(self.labels):
+            raise ValueError("the labels of words are not O, B-x and I-x")
+        return self
 
-        One-shot methods run through them without looking back; with each request the owner
-        gets the merged tensors of the phase before, which progressive methods build on.
-        """
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """What the model is merged in, in forward order; the statistic of one is a part."""
         return self.manifest.blocks
+
+    @property
+    def phases(self) -> tuple[tuple[int, ...], ...]:
+        """The job as a list of phases, each one sum over the parts of some blocks, by number.
+
+        A one-shot method is one sum: one set of owners, few exchanges. A progressive method
+        has a sum per block, since what an owner sends depends on the blocks merged before.
+        """
+        numbers = tuple(range(len(self.blocks)))
+        return tuple((n,) for n in numbers) if self.method.progressive else (numbers,)
+
+    def sum_manifest(
+        self, phase: int, parts: Sequence[Layout], *, attempt: int, expires: int
+    ) -> SumManifest:
+        """The manifest of the secure sum of a phase.
+
+        parts: public exponents and shapes, one layout per block of the phase.
+        expires: Unix time in seconds.
+        Raises PeerInvalid if the plan has no such phase or no masks, and SchemaMismatch if
+        the parts are not what the method sends.
+        """
+        if self.masks == "off" or not 0 <= phase < len(self.phases):
+            raise PeerInvalid(f"the plan has no secure sum number {phase}")
+        schemas = [dict(self.method.schema_of(self.blocks[b])) for b in self.phases[phase]]
+        if [dict(part.shapes) for part in parts] != schemas:
+            raise SchemaMismatch(f"the parts of sum {phase} are not what the plan's method sends")
+        return SumManifest(
+            job=self.job,
+            phase=phase,
+            phases=len(self.phases),
+            attempt=attempt,
+            roster=self.masks.roster,
+            plan=self.sha256,
+            base=self.base,
+            parts=tuple(parts),
+            prg=self.masks.prg,
+            thresholds=self.masks.thresholds,
+            expires=expires,
+        )
 
     def encode(self) -> bytes:
         """The canonical bytes."""
         return canonical.encode(self.model_dump())
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The hash of the canonical bytes."""
         return hashlib.sha256(self.encode()).hexdigest()

@@ -18,13 +18,13 @@ WireArray: TypeAlias = tuple[str, tuple[int, ...], str, bytes]
 """dtype, shape, serialisation, data: the four fields of `flwr.app.Array`."""
 
 _SERIALISATION = "blindmerge/little-endian"
-_DTYPES = ("float16", "float32", "float64")
+_DTYPES = ("float16", "float32", "float64", "uint8")
 _MAX_DIMENSIONS = 8  # numpy refuses more than 64 with a ValueError
 _MAX_SIZE = 2**48
 
 
 def to_wire(array: npt.NDArray[Any]) -> WireArray:
-    """The bytes of a float array, row by row."""
+    """The bytes of an array of floats or bytes, row by row."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return array.dtype.name, tuple(array.shape), _SERIALISATION, little.tobytes()
 

@@ -1,43 +1,44 @@
-"""A Flower Strategy whose rounds are the phases of a merge job.
+"""A Flower Strategy whose rounds are the exchanges of a merge job.
 
-A round sends the plan, the number of the phase and the merged tensors of the phase before;
-owners reply with their statistic of the phase, and the sum is solved. The last merged tensors
-are delivered with the request to evaluate. Use it as any strategy:
+A round asks every owner for one thing (see `blindmerge_server.exchanges`) and brings it the
+merged tensors that it lacks; totals are solved and written as soon as they are known. The last
+merged tensors go with the request to evaluate. Use it as any strategy:
 
-    strategy.start(grid, ArrayRecord(), num_rounds=len(plan.phases))
+    strategy.start(grid, ArrayRecord(), num_rounds=strategy.rounds)
 """
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors
+from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.errors import PeerInvalid, TooFewOwners
+from blindmerge.merge import LayerReport
 from blindmerge.plan import Plan
 from blindmerge.wire import from_wire, to_wire
-from blindmerge_server.rounds import MIN_OWNERS, MergedPhase, PhaseSum, solve_phase
+from blindmerge_server.exchanges import Exchange, exchanges
+from blindmerge_server.rounds import solve_block
+from blindmerge_server.sums import Proof, Sums
 
-__all__ = ["JobRecord", "Merge", "Missing", "StreamingGrid"]
+__all__ = ["Drop", "JobRecord", "Merge"]
 
-_log = logging.getLogger("blindmerge.server")
 _LONGEST_REASON = 300
-_SCORES = {"accuracy": 1.0, "macro_f1": 1.0, "examples": math.inf}  # what is largest
+_NO_BLOCK = -1  # of a request that asks for the statistic of none
+_SCORES = {"accuracy": 1.0, "f1": 1.0, "examples": math.inf}  # what is largest
+_EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """An owner that left the job. phase: the block's name; reason: as far as it is known."""
+class Drop:
+    """An owner left the job. step: what it was asked for; reason: as far as it is known."""
 
-    phase: str
+    step: str
     reason: str
 
 
@@ -45,14 +46,18 @@ class Missing:
 class JobRecord:
     """What happened in a job; grows as it runs.
 
-    sent_bytes: numbers that each owner sent, in bytes.   seconds: per phase.
+    owners: who is in the sum, by block.   layers: what the solves did.
+    proofs: of the sums under masks.   seconds: of each exchange, by what it asked for.
+    sent_bytes: numbers that each owner sent, in bytes.   dropped: owners that left.
     scores: what each owner published of the merged model.
     """
 
-    phases: list[MergedPhase] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    owners: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    layers: list[LayerReport] = field(default_factory=list)
+    proofs: Sequence[Proof] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
     sent_bytes: dict[str, int] = field(default_factory=dict)
-    missing: dict[str, Missing] = field(default_factory=dict)
+    dropped: dict[str, Drop] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -61,8 +66,9 @@ class Merge(Strategy):
 
     plan, base: what is merged.   out: folder of the merged checkpoint.
     nodes: owner by node id. An owner that fails, refuses or breaks the plan is out for the
-    rest of the job; the job goes on while MIN_OWNERS are left, else TooFewOwners is raised.
-    on_phase: called after each phase with its number.
+    rest of the job; the job goes on while enough are left, else TooFewOwners is raised.
+    sums: `SecureSums`, or `OpenSums` if the plan has no masks.
+    on_exchange: called after each exchange with how many are done.
     """
 
     def __init__(
@@ -71,74 +77,71 @@ class Merge(Strategy):
         base: Checkpoint,
         out: Path,
         nodes: dict[int, str],
-        on_phase: Callable[[int], None] = lambda _: None,
+        sums: Sums,
+        on_exchange: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.plan = plan
-        self.record = JobRecord()
+        self.record = JobRecord(proofs=sums.proofs)
         self._base = base
         self._writer = CheckpointWriter(out, base)
         self._nodes = dict(nodes)
-        self._on_phase = on_phase
+        self._sums = sums
+        self._exchanges, self._last_delivery = exchanges(plan)
+        self._on_exchange = on_exchange
         self._started_s = time.monotonic()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the job takes."""
+        return len(self._exchanges)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The requests of phase `server_round - 1`; `arrays` are the phase before's tensors."""
-        del config, grid
+        """The requests of exchange `server_round - 1`."""
+        del arrays, config, grid
         self._started_s = time.monotonic()
-        return self._requests("train", server_round - 1, arrays)
+        exchange = self._exchanges[server_round - 1]
+        return self._requests("train", exchange.block, exchange.deliver, exchange)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Adds the replies as they come and solves the phase."""
-        phase = server_round - 1
-        phase_sum = PhaseSum(self.plan, phase)
-        for owner, content in self._accepted(phase, replies):
-            self._add(phase_sum, owner, phase, content)
+        """Takes the replies as they come; solves and writes what is known after them."""
+        exchange = self._exchanges[server_round - 1]
+        step = self._step(exchange)
+        for owner, content in self._accepted(step, replies):
+            self._take(exchange, owner, content)
             del content  # or it would stay in memory beside the next one
         self._check_enough()
-        merged = solve_phase(self.plan, phase, phase_sum, self._base, self._writer)
-        if phase == len(self.plan.phases) - 1:
+        for total in self._sums.close(exchange):
+            self.record.layers += solve_block(self.plan, total, self._base, self._writer)
+            self.record.owners[self.plan.blocks[total.block].name] = total.owners
+        if server_round == self.rounds:
             self._writer.finish()
-        self.record.phases.append(merged)
-        self.record.seconds.append(time.monotonic() - self._started_s)
-        self._on_phase(phase)
-        return _record(merged.tensors), None
-
-    def _add(self, phase_sum: PhaseSum, owner: str, phase: int, content: RecordDict) -> None:
-        # Not `content.array_records`, nor left in there: these refer to themselves and would keep
-        # the arrays until Python's garbage collection, which counts objects and not bytes.
-        record = content.pop("statistic", None)
-        if not isinstance(record, ArrayRecord):
-            record = ArrayRecord()
-        try:
-            phase_sum.add(owner, {name: _numpy(array) for name, array in record.items()})
-        except PeerInvalid as error:
-            self._drop(owner, phase, str(error))
-            return
-        sent = sum(len(array.data) for array in record.values())
-        self.record.sent_bytes[owner] = self.record.sent_bytes.get(owner, 0) + sent
+        self.record.seconds[step] = time.monotonic() - self._started_s
+        self._on_exchange(server_round)
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """After the last phase: its merged tensors for every owner that is left."""
-        del config, grid
-        last = len(self.plan.phases)
-        return self._requests("evaluate", last - 1, arrays) if server_round == last else []
+        """After the last exchange: the rest of the model for every owner that is left."""
+        del arrays, config, grid
+        if server_round < self.rounds:
+            return []
+        return self._requests("evaluate", None, self._last_delivery, None)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Keeps the scores that owners published."""
-        if server_round == len(self.plan.phases):
-            for owner, content in self._accepted(server_round - 1, replies):
+        if server_round == self.rounds:
+            for owner, content in self._accepted(_EVALUATION, replies):
                 try:
                     scores = _scores(content.metric_records.get("scores", MetricRecord()))
                 except PeerInvalid as error:
-                    self._drop(owner, server_round - 1, str(error))
+                    self._drop(owner, _EVALUATION, str(error))
                     continue
                 if scores:
                     self.record.scores[owner] = scores
@@ -147,20 +150,54 @@ class Merge(Strategy):
     def summary(self) -> None:
         """Nothing: the caller shows the job."""
 
-    def _requests(self, kind: str, phase: int, merged: ArrayRecord) -> list[Message]:
+    def _requests(
+        self, kind: str, block: int | None, deliver: Sequence[int], exchange: Exchange | None
+    ) -> list[Message]:
         # A list, which costs nothing: they share the tensors. Flower's grid over HTTP goes
         # through them twice, and would send nothing of a generator.
-        content = RecordDict(
+        merged = self._merged(deliver)
+        requests = []
+        for node, owner in sorted(self._nodes.items()):
+            request = ConfigRecord(
+                {
+                    "plan": self.plan.encode(),
+                    "block": _NO_BLOCK if block is None else block,
+                    "messages": [*(self._sums.messages(exchange, owner) if exchange else ())],
+                }
+            )
+            content = RecordDict({"request": request, "merged": merged})
+            requests.append(Message(content, dst_node_id=node, message_type=kind))
+        return requests
+
+    def _merged(self, blocks: Sequence[int]) -> ArrayRecord:
+        """The merged tensors of these blocks, as they were written."""
+        return ArrayRecord(
             {
-                "request": ConfigRecord({"plan": self.plan.encode(), "phase": phase}),
-                "merged": merged,
+                name: Array(*to_wire(array))
+                for block in blocks
+                for name, array in self._writer.read(block).items()
             }
         )
-        return [
-            Message(content, dst_node_id=node, message_type=kind) for node in sorted(self._nodes)
-        ]
 
-    def _accepted(self, phase: int, replies: Iterable[Message]) -> Iterator[tuple[str, RecordDict]]:
+    def _take(self, exchange: Exchange, owner: str, content: RecordDict) -> None:
+        # Not `content.array_records`, nor left in there: these refer to themselves and would keep
+        # the arrays until Python's garbage collection, which counts objects and not bytes.
+        record = content.pop("answer", None)
+        if not isinstance(record, ArrayRecord):
+            record = ArrayRecord()
+        try:
+            answer = {
+                name: from_wire(array.dtype, tuple(array.shape), array.stype, array.data)
+                for name, array in record.items()
+            }
+            self._sums.receive(exchange, owner, answer)
+        except PeerInvalid as error:
+            self._drop(owner, self._step(exchange), str(error))
+            return
+        sent = sum(len(array.data) for array in record.values())
+        self.record.sent_bytes[owner] = self.record.sent_bytes.get(owner, 0) + sent
+
+    def _accepted(self, step: str, replies: Iterable[Message]) -> Iterator[tuple[str, RecordDict]]:
         """Owner and content of each good reply; everybody else is dropped."""
         silent = dict(self._nodes)
         for reply in replies:
@@ -169,80 +206,37 @@ class Merge(Strategy):
                 continue
             refusal = None if reply.has_error() else reply.content.config_records.get("refusal")
             if reply.has_error():
-                self._drop(owner, phase, f"the node failed (code {reply.error.code})")
+                self._drop(owner, step, f"the node failed (code {reply.error.code})")
             elif refusal is not None:
-                self._drop(owner, phase, f"{refusal.get('kind')!s}: {refusal.get('reason')!s}")
+                self._drop(owner, step, f"{refusal.get('kind')!s}: {refusal.get('reason')!s}")
             else:
                 yield owner, reply.content
             del reply
         for owner in silent.values():
-            self._drop(owner, phase, "no readable answer in time")
+            self._drop(owner, step, "no readable answer in time")
 
-    def _drop(self, owner: str, phase: int, reason: str) -> None:
+    def _step(self, exchange: Exchange) -> str:
+        """What owners are asked for, in words."""
+        if exchange.block is not None:
+            return f"{exchange.kind}: {self.plan.blocks[exchange.block].name}"
+        return f"{exchange.kind} {exchange.phase + 1}" if exchange.phase else str(exchange.kind)
+
+    def _drop(self, owner: str, step: str, reason: str) -> None:
         self._nodes = {node: name for node, name in self._nodes.items() if name != owner}
         # A peer chose these words: short, and no control characters on a person's terminal.
         shown = "".join(c if c.isprintable() else "?" for c in reason[:_LONGEST_REASON])
-        self.record.missing[owner] = Missing(self.plan.phases[phase].name, shown)
+        self.record.dropped[owner] = Drop(step, shown)
 
     def _check_enough(self) -> None:
-        if len(self._nodes) < MIN_OWNERS:
+        if len(self._nodes) < self._sums.least_owners:
             reasons = "; ".join(
-                f"{owner} ({missing.reason})"
-                for owner, missing in sorted(self.record.missing.items())
+                f"{owner} ({drop.reason})" for owner, drop in sorted(self.record.dropped.items())
             )
             raise TooFewOwners(
-                f"{len(self._nodes)} owner(s) are left, a sum needs {MIN_OWNERS}. "
+                f"{len(self._nodes)} owner(s) are left, a sum needs {self._sums.least_owners}. "
                 f"Missing: {reasons}",
                 hint="mend what they report, then run the job again",
             )
-
-
-class StreamingGrid:
-    """A grid whose replies can be added one by one as they come, and that can be stopped.
-
-    Flower's own grid gathers all replies first: one block of every owner in memory at once.
-    pause: called between looks for replies; waits a little, shows progress, and may raise
-    to stop the job.
-    """
-
-    def __init__(self, grid: Grid, pause: Callable[[], None]) -> None:
-        self._grid = grid
-        self._pause = pause
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
-        """Sends now; yields replies as they come, until all are there or the time is over.
-
-        timeout: in seconds; None waits for ever.
-        """
-        # Flower has no id for a message that it could not send; nobody will answer that one.
-        pending = [sent for sent in self._grid.push_messages(list(messages)) if sent]
-        return self._replies(pending, time.monotonic() + (math.inf if timeout is None else timeout))
-
-    def _replies(self, pending: list[str], deadline_s: float) -> Iterator[Message]:
-        while pending and time.monotonic() < deadline_s:
-            for sent in tuple(pending):
-                # One by one: asked for all at once, Flower loads all that are there.
-                for reply in self._pull(sent, pending):
-                    if sent in pending:
-                        pending.remove(sent)
-                    yield reply
-                    del reply
-            if pending:
-                self._pause()
-
-    def _pull(self, sent: str, pending: list[str]) -> Iterable[Message]:
-        """The reply to a message, if it is there; a reply that Flower cannot read is none."""
-        try:
-            return self._grid.pull_messages([sent])
-        except (AttributeError, LookupError, TypeError, ValueError):  # not of the network's kind
-            _log.exception("a reply cannot be read")
-            pending.remove(sent)
-            return ()
 
 
 def _scores(record: MetricRecord) -> dict[str, float]:
@@ -250,16 +244,8 @@ def _scores(record: MetricRecord) -> dict[str, float]:
     scores = {}
     for name, value in record.items():
         if name not in _SCORES or isinstance(value, list) or not 0 <= value <= _SCORES[name]:
-            raise PeerInvalid("the scores are not accuracy, macro_f1 and the number of examples")
+            raise PeerInvalid("the scores are not accuracy, f1 and the number of examples")
         scores[name] = float(value)
     if scores and (scores.keys() != _SCORES.keys() or math.isinf(scores["examples"])):
-        raise PeerInvalid("the scores are not accuracy, macro_f1 and the number of examples")
+        raise PeerInvalid("the scores are not accuracy, f1 and the number of examples")
     return scores
-
-
-def _numpy(array: Array) -> npt.NDArray[Any]:
-    return from_wire(array.dtype, tuple(array.shape), array.stype, array.data)
-
-
-def _record(tensors: Tensors) -> ArrayRecord:
-    return ArrayRecord({name: Array(*to_wire(array)) for name, array in tensors.items()})

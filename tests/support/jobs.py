@@ -71,6 +71,7 @@ def make_plan_for(base: Path, method: str = "regmean", **options: Any) -> Plan:
             "method": {"name": method, **options},
             "examples": 100,
             "max_length": 32,
+            "masks": "off",
         }
     )
 

@@ -19,5 +19,6 @@ def make_plan(**changes: Any) -> Plan:
         "method": {"name": "regmean"},
         "examples": 1000,
         "max_length": 128,
+        "masks": "off",
     }
     return Plan.model_validate(fields | changes)

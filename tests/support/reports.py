@@ -7,17 +7,19 @@ import numpy as np
 from blindmerge.merge import AnyMethod, Average, Fisher, LayerReport, RegMean
 from blindmerge_server.report.schema import (
     MASKS_OFF,
+    MASKS_ON,
     DataScore,
     Examples,
     Job,
     Kind,
     Layer,
+    Masks,
     Method,
     Missing,
     Owner,
-    Phase,
     Report,
     Seconds,
+    Sum,
     SystemScores,
     Versions,
 )
@@ -36,35 +38,50 @@ LONG_NAMES = (
     "regional-insurance-association",
 )
 BLOCKS = ("embeddings", *(f"encoder.layer.{index}" for index in range(6)), "head")
+MASKS = Masks(owners=4, least_owners=3, colluders=1, bits=64, roster_sha256="b" * 64)
 METHODS: dict[str, AnyMethod] = {"regmean": RegMean(), "average": Average(), "fisher": Fisher()}
 
 
 def make_report(
-    owners: Sequence[str], *, seed: int = 0, missing: str | None = None, starved: bool = False
+    owners: Sequence[str],
+    *,
+    seed: int = 0,
+    missing: str | None = None,
+    starved: bool = False,
+    masked: bool = True,
 ) -> Report:
     """A report over these owners.
 
     missing: name of an owner that dropped out.   starved: whether layers fell back.
+    masked: whether the sums were.
     """
     rng = np.random.default_rng(seed)
     present = tuple(owner for owner in owners if owner != missing)
-    phases = tuple(
-        Phase(block=block, owners=present, seconds=float(rng.uniform(0.5, 2.0))) for block in BLOCKS
+    masks = MASKS if masked else None
+    sums = (
+        Sum(
+            blocks=BLOCKS,
+            owners=present,
+            signed=present if masked else None,
+            opened=present if masked else None,
+            transcript="transcripts/sum-001.cbor" if masked else None,
+        ),
     )
     return Report(
-        masks=False,
-        protection=MASKS_OFF,
-        schema_version=1,
+        masks=masked,
+        protection=MASKS_ON.format(least=3) if masked else MASKS_OFF,
+        schema_version=2,
         created="2026-01-31T12:00:00Z",
         versions=Versions(blindmerge="0.1.0", flwr="1.41.0", torch="2.13.0", transformers="5.23.0"),
-        job=_job(),
+        job=_job(masks),
         owners=tuple(_owner(name, rng, name == missing) for name in owners),
-        phases=dict.fromkeys(METHODS, phases),
+        sums=dict.fromkeys(METHODS, sums),
         layers={"regmean": tuple(_layers(rng, starved)), "average": (), "fisher": ()},
         seconds=Seconds(
             fetch=0.0,
             fine_tune=96.4,
             methods={"regmean": 31.0, "average": 8.25, "fisher": 54.0},
+            exchanges={"regmean": {"R0 advertise": 0.5, "R1 share": 0.5}},
             comparisons=61.5,
             evaluate=22.0,
             total=276.1,
@@ -74,11 +91,13 @@ def make_report(
     )
 
 
-def _job() -> Job:
+def _job(masks: Masks | None) -> Job:
     return Job(
         name="sentiment",
         base_sha256="a" * 64,
         task="single-label",
+        f1="macro-F1",
+        masks=masks,
         labels=("negative", "positive"),
         examples=1000,
         max_length=64,
@@ -96,7 +115,7 @@ def _job() -> Job:
 
 def _owner(name: str, rng: np.random.Generator, missing: bool) -> Owner:
     train = int(rng.integers(400, 3000))
-    gone = Missing(method="regmean", phase="encoder.layer.3", reason="its process ended")
+    gone = Missing(method="regmean", step="R2 masked input: encoder.layer.3", reason="its process ended")
     return Owner(
         name=name,
         examples=Examples(train=train, validation=train // 10, test=train // 5),
@@ -145,7 +164,7 @@ def _system(
         DataScore(
             data=owner,
             accuracy=round(float(part), 4),
-            macro_f1=round(float(part) - 0.02, 4),
+            f1=round(float(part) - 0.02, 4),
             examples=300,
         )
         for owner, part in zip(owners, accuracies, strict=True)

@@ -17,7 +17,7 @@ reference W_0, so the server moves it to the mean after the sum.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field
@@ -82,6 +82,10 @@ class LeastSquares(Options):
     @abstractmethod
     def equations(self, group: Group, evidence: BlockEvidence) -> Equations:
         """What this method asks of the layers of the group."""
+
+    def for_sample(self) -> Self:
+        """Regresses groups of however few rows."""
+        return self.model_copy(update={"rows_factor": 0.0})
 
     def schema_of(self, block: Block) -> Schema:
         """`weight` [1]; `<tensor>:delta` for averaged tensors; per group `:rows` and `:starved`

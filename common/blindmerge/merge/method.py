@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -119,6 +119,10 @@ class Options(BaseModel):
     needs: ClassVar[frozenset[Evidence]] = frozenset()
     progressive: ClassVar[bool] = False
 
+    def for_sample(self) -> Self:
+        """The same method for an owner of a handful of examples, whose numbers are a sample."""
+        return self
+
 
 class MergeMethod(Protocol):
     """The interface of a merge method.
@@ -134,6 +138,9 @@ class MergeMethod(Protocol):
     @property
     def name(self) -> str:
         """The method's name in plans and reports."""
+
+    def for_sample(self) -> Self:
+        """The same method for an owner of a handful of examples, whose numbers are a sample."""
 
     def schema_of(self, block: Block) -> Schema:
         """Names and shapes of what an owner sends for `block`; depends on the plan only."""

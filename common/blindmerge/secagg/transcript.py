@@ -78,6 +78,11 @@ class Transcript:
         return tuple(self.roster.name(seat) for seat in self.sets.u3)
 
     @property
+    def signed(self) -> tuple[str, ...]:
+        """Ids of the owners that signed the sets."""
+        return tuple(self.roster.name(seat) for seat in self.signers)
+
+    @property
     def dropped(self) -> Mapping[str, tuple[str, ...]]:
         """Ids of owners that vanished, by the round in which they did."""
         stages = {

@@ -44,15 +44,14 @@ def plot_matrix(report: Report, path: Path) -> None:
 def draw_scores(report: Report) -> Figure:
     """Every system from the best mean accuracy to the worst, with one dot per test set.
 
-    Left accuracy, right macro-F1, both in percent; the number is the mean.
+    Left accuracy, right F1, both in percent; the number is the mean.
     """
     systems = sorted(report.scores, key=lambda system: system.mean.accuracy)
     figure = Figure(figsize=(11, 2.0 + _ROW_INCHES * len(systems)), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    means = [(100 * system.mean.accuracy, 100 * system.mean.macro_f1) for system in systems]
+    means = [(100 * system.mean.accuracy, 100 * system.mean.f1) for system in systems]
     dots = [
-        [(100 * score.accuracy, 100 * score.macro_f1) for score in system.scores]
-        for system in systems
+        [(100 * score.accuracy, 100 * score.f1) for score in system.scores] for system in systems
     ]
     for measure, axes in enumerate((left, right)):
         for row, system in enumerate(systems):
@@ -65,7 +64,7 @@ def draw_scores(report: Report) -> Figure:
         axes.set_ylim(-0.6, len(systems) - 0.2)
         _beside(axes, len(systems) - 0.45, "mean", "black")
     left.set_xlabel("accuracy, % of the test texts")
-    right.set_xlabel("macro-F1, %")
+    right.set_xlabel(f"{report.job.f1}, %")
     left.set_yticks(range(len(systems)), [fold(system.name, _NAME) for system in systems])
     _mark_best(left, report, systems)
     figure.suptitle(
@@ -107,7 +106,7 @@ def draw_matrix(report: Report) -> Figure:
     figure.colorbar(colours, ax=axes, label="accuracy, % of the test texts", shrink=0.8)
     figure.suptitle(f"{report.job.name}: who does well on whose data")
     figure.supxlabel(
-        "upper number: accuracy in %; lower: macro-F1 in %\n"
+        f"upper number: accuracy in %; lower: {report.job.f1} in %\n"
         "frame: a model on its owner's own data; bold: best merged model",
         fontsize=9,
     )
@@ -208,7 +207,7 @@ def _cells(axes: Axes, row: float, system: SystemScores, colours: ScalarMappable
             corner = (column - 0.455, row - 0.42)
             axes.add_patch(Rectangle(corner, 0.91, 0.84, fill=False, edgecolor=ink, linewidth=1.5))
         axes.text(column, row - 0.13, percent(score.accuracy), color=ink, ha="center", va="center")
-        small = percent(score.macro_f1)
+        small = percent(score.f1)
         axes.text(column, row + 0.24, small, color=ink, ha="center", va="center", fontsize=7)
 
 

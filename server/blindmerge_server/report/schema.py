@@ -12,29 +12,33 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from blindmerge.files import replacing
+from blindmerge.manifest import Task
 from blindmerge.merge import LayerReport
 
 __all__ = [
     "MASKS_OFF",
+    "MASKS_ON",
     "DataScore",
     "Examples",
     "Job",
     "Kind",
     "Layer",
+    "Masks",
     "Mean",
     "Method",
     "Missing",
     "Owner",
-    "Phase",
     "Report",
     "Seconds",
+    "Sum",
     "SystemScores",
     "Versions",
     "report_json_schema",
     "write_report",
 ]
 
-MASKS_OFF = "masks off: simulation; the server saw each contribution"
+MASKS_OFF = "masks off: the server saw each owner's statistics"
+MASKS_ON = "masks on: the server saw sums over {least} owners or more, and nothing else"
 
 Kind: TypeAlias = Literal["own", "merged", "simulation-only"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
@@ -59,7 +63,7 @@ class Method(BaseModel):
     """One merge method of the run, each a plan of its own."""
 
     model_config = _STRICT
-    id: str = Field(description="what `phases`, `layers`, `bytes_sent` and `scores` call it")
+    id: str = Field(description="what `sums`, `layers`, `bytes_sent` and `scores` call it")
     role: Literal["chosen", "comparison"] = Field(
         description="chosen: its model is the result; comparison: shown beside it"
     )
@@ -68,19 +72,32 @@ class Method(BaseModel):
     plan_sha256: Sha256 = Field(description="SHA-256 of the plan's canonical bytes")
 
 
+class Masks(BaseModel):
+    """The secure sums of the job (secagg/SPEC.md)."""
+
+    model_config = _STRICT
+    owners: Count = Field(description="owners in the roster")
+    least_owners: Count = Field(description="owners that must stay to the end, or there is no sum")
+    colluders: Count = Field(description="so many owners may help the server without effect")
+    bits: Literal[48, 64] = Field(description="width of the numbers under masks")
+    roster_sha256: Sha256 = Field(description="hash of the roster that owners pin")
+
+
 class Job(BaseModel):
     """What was merged."""
 
     model_config = _STRICT
     name: str = Field(description="id of the job")
     base_sha256: Sha256 = Field(description="content hash of the base checkpoint")
-    task: Literal["single-label"] = Field(description="what the models do")
+    task: Task = Field(description="what the models do")
+    f1: str = Field(description="which F1 score the scores show")
     labels: tuple[str, ...] = Field(description="label names, in the order of the head's outputs")
     examples: Count = Field(
         description="at most so many training examples entered an owner's statistics"
     )
     max_length: Count = Field(description="tokens after which a text was cut")
     methods: tuple[Method, ...] = Field(description="the chosen method, then the comparisons")
+    masks: Masks | None = Field(description="how sums were hidden from the server; null if not")
 
 
 class Examples(BaseModel):
@@ -97,7 +114,7 @@ class Missing(BaseModel):
 
     model_config = _STRICT
     method: str = Field(description="id of the method during which the owner went missing")
-    phase: str = Field(description="block in whose sum the owner was missing first")
+    step: str = Field(description="what it was asked for when it went missing")
     reason: str = Field(description="what happened, in one sentence")
 
 
@@ -113,13 +130,22 @@ class Owner(BaseModel):
     missing: Missing | None = Field(description="since when it is missing and why, or null")
 
 
-class Phase(BaseModel):
+class Sum(BaseModel):
     """One sum over owners."""
 
     model_config = _STRICT
-    block: str = Field(description="part of the model that the sum merged")
+    blocks: tuple[str, ...] = Field(description="parts of the model that the sum merged")
     owners: tuple[str, ...] = Field(description="names of the owners in the sum")
-    seconds: Duration = Field(description="from the request to the merged tensors")
+    signed: tuple[str, ...] | None = Field(
+        description="owners that signed who is in the sum; null without masks"
+    )
+    opened: tuple[str, ...] | None = Field(
+        description="owners that opened the masks of the sum; null without masks"
+    )
+    transcript: str | None = Field(
+        description="file with the signatures, for `blindmerge verify-transcript`, relative to "
+        "the report's folder; null without masks and for comparisons"
+    )
 
 
 class Layer(BaseModel):
@@ -157,6 +183,9 @@ class Seconds(BaseModel):
     fetch: Duration = Field(description="fetching models and texts; 0 if they were there")
     fine_tune: Duration = Field(description="fine-tuning at all owners")
     methods: dict[str, Duration] = Field(description="statistics, sums and solve, by method id")
+    exchanges: dict[str, dict[str, Duration]] = Field(
+        description="the same for each thing that owners were asked for, by method id"
+    )
     comparisons: Duration = Field(description="making what only a simulation can compare with")
     evaluate: Duration = Field(description="scoring every system on every owner's test data")
     total: Duration = Field(description="the whole run")
@@ -168,7 +197,7 @@ class DataScore(BaseModel):
     model_config = _STRICT
     data: str = Field(description="name of the owner whose test data it is")
     accuracy: Part = Field(description="part of the texts that got the right label, 0 to 1")
-    macro_f1: Part = Field(description="mean over the labels of the F1 score, 0 to 1")
+    f1: Part = Field(description="the F1 score that `job.f1` names, 0 to 1")
     examples: Count = Field(description="texts that were scored")
 
 
@@ -177,7 +206,7 @@ class Mean(BaseModel):
 
     model_config = _STRICT
     accuracy: Part = Field(description="mean accuracy, 0 to 1")
-    macro_f1: Part = Field(description="mean macro-F1, 0 to 1")
+    f1: Part = Field(description="mean F1 score, 0 to 1")
 
 
 class SystemScores(BaseModel):
@@ -203,7 +232,7 @@ class SystemScores(BaseModel):
         """The system with its mean.   scores: at least one."""
         mean = Mean(
             accuracy=sum(score.accuracy for score in scores) / len(scores),
-            macro_f1=sum(score.macro_f1 for score in scores) / len(scores),
+            f1=sum(score.f1 for score in scores) / len(scores),
         )
         return cls(system=system, kind=kind, name=name, scores=tuple(scores), mean=mean)
 
@@ -214,7 +243,7 @@ class Report(BaseModel):
     model_config = _STRICT
     masks: bool = Field(description="whether contributions were masked, so that only sums showed")
     protection: str = Field(description="what the server could see, in one sentence")
-    schema_version: Literal[1] = Field(
+    schema_version: Literal[2] = Field(
         description="rises when a field changes its meaning or goes away"
     )
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")] = Field(
@@ -223,7 +252,7 @@ class Report(BaseModel):
     versions: Versions = Field(description="versions of the software")
     job: Job = Field(description="what was merged and how")
     owners: tuple[Owner, ...] = Field(description="who took part")
-    phases: dict[str, tuple[Phase, ...]] = Field(description="the sums of each method, in order")
+    sums: dict[str, tuple[Sum, ...]] = Field(description="the sums of each method, in order")
     layers: dict[str, tuple[Layer, ...]] = Field(
         description="what the solve of each method did, for layers with a Gram matrix"
     )
@@ -246,7 +275,7 @@ class Report(BaseModel):
         for system in self.scores:
             if tuple(score.data for score in system.scores) != self.scored:
                 raise ValueError(f"the scores of '{system.system}' are on other data")
-        named = {*self.phases, *self.layers, *self.seconds.methods}
+        named = {*self.sums, *self.layers, *self.seconds.methods, *self.seconds.exchanges}
         named = named.union(*(owner.bytes_sent for owner in self.owners))
         if unknown := sorted(named - methods):
             raise ValueError(f"'{unknown[0]}' is not the id of a method of the job")

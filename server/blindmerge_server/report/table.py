@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blindmerge_server.report.schema import Layer, Report, SystemScores
+from blindmerge_server.report.schema import Layer, Masks, Report, SystemScores
 from blindmerge_server.report.wording import (
     KINDS,
     best_merged,
@@ -46,7 +46,9 @@ def render(report: Report, console: Console, *, folder: Path | None = None) -> N
     for columns in _chunks(len(report.scored), width):
         console.print(_scores(report, columns, width))
         console.print()
-    _line(console, "accuracy/macro-F1 in % of each owner's test data; higher is better", width)
+    _line(
+        console, f"accuracy/{report.job.f1} in % of each owner's test data; higher is better", width
+    )
     if best := best_merged(report):
         _line(console, f"{_MARK}best merged model by mean accuracy: {best.name}", width)
     console.print()
@@ -100,11 +102,13 @@ def _scores(report: Report, columns: Sequence[int], width: int) -> Table:
 
 def _cell(system: SystemScores, column: int) -> str:
     score = system.mean if column < 0 else system.scores[column]
-    return f"{percent(score.accuracy)}/{percent(score.macro_f1)}"
+    return f"{percent(score.accuracy)}/{percent(score.f1)}"
 
 
 def _notes(report: Report) -> Iterator[tuple[str, str]]:
     yield "owners", _missing(report)
+    if report.job.masks:
+        yield "masks", _masks(report.job.masks)
     for method, layers in report.layers.items():
         if layers:
             yield f"{name_of(method)} layers", _fallbacks(layers)
@@ -121,9 +125,16 @@ def _missing(report: Report) -> str:
     if not missing:
         return f"all {len(report.owners)} are in every sum"
     return "; ".join(
-        f"{name} is missing since {why.phase} ({name_of(why.method)}): {why.reason}"
+        f"{name} is missing since {why.step} ({name_of(why.method)}): {why.reason}"
         for name, why in missing
         if why
+    )
+
+
+def _masks(masks: Masks) -> str:
+    return (
+        f"{masks.least_owners} of {masks.owners} owners must stay to the end; safe while at most "
+        f"{masks.colluders} help the server; {masks.bits} bits"
     )
 
 

@@ -13,6 +13,7 @@ _NAMES: Mapping[str, str] = {
     "task-arithmetic": "task arithmetic",
     "fisher": "Fisher",
     "regmean": "RegMean",
+    "progressive": "progressive RegMean",
     "ties": "TIES",
     "ensemble": "ensemble of own models",
     "multi-task": "multi-task, pooled data",
@@ -34,11 +35,11 @@ def name_of(system: str) -> str:
 
 
 def best_merged(report: Report) -> SystemScores | None:
-    """The merged model with the best mean accuracy (then macro-F1), the first of equals."""
+    """The merged model with the best mean accuracy (then F1), the first of equals."""
     merged = [system for system in report.scores if system.kind == "merged"]
     if not merged:
         return None
-    return max(merged, key=lambda system: (system.mean.accuracy, system.mean.macro_f1))
+    return max(merged, key=lambda system: (system.mean.accuracy, system.mean.f1))
 
 
 def percent(part: float) -> str:

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +25,12 @@ from blindmerge.errors import BlindmergeError, Interrupted, ResourceMissing, Too
 from blindmerge_client.app import courier
 from blindmerge_client.data import read_examples
 from blindmerge_client.owner import Owner
-from blindmerge_server.rounds import MIN_OWNERS
+from blindmerge_server.exchanges import exchanges
+from blindmerge_server.grid import StreamingGrid
 from blindmerge_server.simulate.setting import Pupil, Setting
 from blindmerge_server.simulate.watch import Watch
-from blindmerge_server.strategy import JobRecord, Merge, Missing, StreamingGrid
+from blindmerge_server.strategy import Drop, JobRecord, Merge
+from blindmerge_server.sums import OpenSums, SecureSums, Sums
 
 __all__ = ["FINE_TUNING", "FlowerRun", "client_app", "run_in_flower"]
 
@@ -44,7 +46,7 @@ class FlowerRun:
     """What happened. missing: owners that could not be fine-tuned, and why."""
 
     jobs: dict[str, JobRecord] = field(default_factory=dict)
-    missing: dict[str, Missing] = field(default_factory=dict)
+    missing: dict[str, Drop] = field(default_factory=dict)
     fine_tune_s: float = 0.0
     method_s: dict[str, float] = field(default_factory=dict)
     error: Exception | None = None
@@ -64,7 +66,7 @@ def _owner(pupil: Pupil) -> Owner:
 
     own = pupil.fine_tuned(step)
     test = read_examples(pupil.test, pupil.labels)
-    return Owner(pupil.name, pupil.base, own, pupil.examples(), pupil.folder, test)
+    return Owner(pupil.name, pupil.base, own, pupil.examples(), pupil.folder, pupil.masks, test)
 
 
 def _log_to(path: Path) -> None:
@@ -163,25 +165,30 @@ def _serve(setting: Setting, out: dict[str, Path], watch: Watch, grid: Any, run:
     started_s = time.monotonic()
     nodes = _fine_tune(setting, watch, grid, run)
     run.fine_tune_s = time.monotonic() - started_s
-    if len(nodes) < MIN_OWNERS:
+    sums = {name: _sums(setting, name) for name in setting.plans}
+    least = max(each.least_owners for each in sums.values())
+    if len(nodes) < least:
         reasons = "; ".join(f"{name} ({lost.reason})" for name, lost in run.missing.items())
         raise TooFewOwners(
-            f"{len(nodes)} owner(s) have a model, a sum needs {MIN_OWNERS}. Missing: {reasons}",
+            f"{len(nodes)} owner(s) have a model, a sum needs {least}. Missing: {reasons}",
             hint="mend what they report, then run the same command again",
         )
     for name, plan in setting.plans.items():
         started_s = time.monotonic()
-        total = len(plan.phases)
-        report: Callable[[int], None] = functools.partial(_report, watch, name, total)
-        strategy = Merge(plan, setting.base, out[name], nodes, report)
-        watch.merging(name, 0, total)
-        strategy.start(grid, ArrayRecord(), num_rounds=total, timeout=_TIMEOUT_S)
+        show = watch.merging(name, len(exchanges(plan)[0]))
+        strategy = Merge(plan, setting.base, out[name], nodes, sums[name], show)
+        strategy.start(grid, ArrayRecord(), num_rounds=strategy.rounds, timeout=_TIMEOUT_S)
         run.jobs[name] = strategy.record
         run.method_s[name] = time.monotonic() - started_s
 
 
-def _report(watch: Watch, method: str, total: int, phase: int) -> None:
-    watch.merging(method, phase + 1, total)
+def _sums(setting: Setting, method: str) -> Sums:
+    plan = setting.plans[method]
+    if setting.roster is None:
+        return OpenSums(plan)
+    expires = round(time.time() + _TIMEOUT_S)
+    folder = setting.work / "spool"
+    return SecureSums(plan, setting.roster, setting.layouts[method], folder, expires)
 
 
 def _fine_tune(setting: Setting, watch: Watch, grid: Any, run: FlowerRun) -> dict[int, str]:
@@ -202,12 +209,12 @@ def _fine_tune(setting: Setting, watch: Watch, grid: Any, run: FlowerRun) -> dic
         answer = reply.content.config_records["reply"]
         name = str(answer["owner"])
         if "error" in answer:
-            run.missing[name] = Missing(FINE_TUNING, str(answer["error"]))
+            run.missing[name] = Drop(FINE_TUNING, str(answer["error"]))
         else:
             nodes[reply.metadata.src_node_id] = name
     for pupil in setting.pupils:
         if pupil.name not in nodes.values() and pupil.name not in run.missing:
-            run.missing[pupil.name] = Missing(FINE_TUNING, died)
+            run.missing[pupil.name] = Drop(FINE_TUNING, died)
     return nodes
 
 

@@ -7,6 +7,7 @@ compare with. An organisation of a real federation can make neither.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from blindmerge.statistic import Array
 from blindmerge_client.data import Examples
 from blindmerge_client.finetune import cached_finetune
 from blindmerge_client.models import has_bfloat16
-from blindmerge_client.predict import ensemble, predict, score
+from blindmerge_client.predict import ensemble, predict_all
+from blindmerge_client.scores import score
 from blindmerge_server.report.schema import DataScore, Kind, SystemScores
 from blindmerge_server.report.wording import name_of
+from blindmerge_server.simulate.federation import Job
 from blindmerge_server.simulate.setting import Setting
 from blindmerge_server.strategy import JobRecord
 
@@ -36,16 +39,12 @@ def multi_task(
     rows = setting.federation.training.rows
     trained = [setting.splits[owner].train for owner in owners]
     parts = [train if rows is None else train.first(rows) for train in trained]
-    pooled = Examples(
-        texts=tuple(text for part in parts for text in part.texts),
-        labels=tuple(label for part in parts for label in part.labels),
-    )
     options = setting.federation.training.model_copy(update={"rows": None})
     return cached_finetune(
         setting.cache / "models",
         setting.base.path,
         setting.base.sha256,
-        pooled,
+        Examples.pooled(parts),
         options,
         progress,
     )
@@ -66,40 +65,30 @@ def systems(
     step: called with how many models have been applied, and how many there are.
     """
     tests = {owner: setting.splits[owner].test for owner in own}
+    scored = partial(_scored, setting.federation.job)
     logits: dict[str, dict[str, Array]] = {}
     for number, (owner, checkpoint) in enumerate(own.items()):
         step(number, len(own) + 1)
         logits[owner] = _remembered(setting, checkpoint, tests)
     step(len(own), len(own) + 1)
     of_pooled = _remembered(setting, pooled, tests)
-    rows = [_scored(f"own:{owner}", "own", logits[owner], tests) for owner in own]
-    rows.append(_scored("own", "own", {owner: logits[owner][owner] for owner in own}, tests))
+    rows = [scored(f"own:{owner}", "own", logits[owner], tests) for owner in own]
+    rows.append(scored("own", "own", {owner: logits[owner][owner] for owner in own}, tests))
     for method, checkpoint in merged.items():
         rows.append(_merged(setting, method, checkpoint, jobs[method], tests))
     together = {data: ensemble([logits[owner][data] for owner in own]) for data in tests}
-    rows.append(_scored("ensemble", "simulation-only", together, tests))
-    rows.append(_scored("multi-task", "simulation-only", of_pooled, tests))
+    rows.append(scored("ensemble", "simulation-only", together, tests))
+    rows.append(scored("multi-task", "simulation-only", of_pooled, tests))
     step(len(own) + 1, len(own) + 1)
     return tuple(rows)
-
-
-def _apply(setting: Setting, checkpoint: Path, tests: Mapping[str, Examples]) -> dict[str, Array]:
-    """Logits by test set, from one load of the model."""
-    texts = [text for test in tests.values() for text in test.texts]
-    logits = predict(checkpoint, texts, setting.federation.training.max_length)
-    found, start = {}, 0
-    for owner, test in tests.items():
-        found[owner] = logits[start : start + len(test)]
-        start += len(test)
-    return found
 
 
 def _remembered(
     setting: Setting, checkpoint: Path, tests: Mapping[str, Examples]
 ) -> dict[str, Array]:
-    """The same, from the cache if this model was applied to these texts before.
+    """Logits by test set, from the cache if this model was applied to these texts before.
 
-    For models that are cached themselves; a second run does not apply them again.
+    For models that are cached themselves: a second run does not apply them again.
     """
     content = [
         Checkpoint(checkpoint).sha256,
@@ -110,25 +99,28 @@ def _remembered(
     key = hashlib.sha256(canonical.encode(content)).hexdigest()
     file = setting.cache / "predictions" / f"{key}.npz"
     if not file.exists():
+        found = predict_all(checkpoint, tests, setting.federation.training.max_length)
         with replacing(file) as temporary, temporary.open("wb") as stream:
             # By place: an owner's name may be one of savez's own arguments.
-            np.savez(stream, *_apply(setting, checkpoint, tests).values(), allow_pickle=False)
+            np.savez(stream, *found.values(), allow_pickle=False)
     with np.load(file, allow_pickle=False) as arrays:
         return {owner: arrays[f"arr_{place}"] for place, owner in enumerate(tests)}
 
 
 def _scored(
-    system: str, kind: Kind, predictions: Mapping[str, Array], tests: Mapping[str, Examples]
+    job: Job,
+    system: str,
+    kind: Kind,
+    predictions: Mapping[str, Array],
+    tests: Mapping[str, Examples],
 ) -> SystemScores:
-    scores = [_score(owner, predictions[owner], test) for owner, test in tests.items()]
+    scores = [_score(job, owner, predictions[owner], test) for owner, test in tests.items()]
     return SystemScores.of(system, kind, name_of(system), scores)
 
 
-def _score(owner: str, predictions: Array, test: Examples) -> DataScore:
-    found = score(predictions, test.labels)
-    return DataScore(
-        data=owner, accuracy=found.accuracy, macro_f1=found.macro_f1, examples=found.examples
-    )
+def _score(job: Job, owner: str, predictions: Array, test: Examples) -> DataScore:
+    found = score(job.task, predictions, test, job.labels)
+    return DataScore(data=owner, accuracy=found.accuracy, f1=found.f1, examples=found.examples)
 
 
 def _merged(
@@ -139,18 +131,19 @@ def _merged(
     tests: Mapping[str, Examples],
 ) -> SystemScores:
     unscored = {owner: test for owner, test in tests.items() if owner not in job.scores}
-    here = _apply(setting, checkpoint, unscored) if unscored else {}
+    max_length = setting.federation.training.max_length
+    here = predict_all(checkpoint, unscored, max_length) if unscored else {}
     scores = []
     for owner, test in tests.items():
         if owner in here:
-            scores.append(_score(owner, here[owner], test))
+            scores.append(_score(setting.federation.job, owner, here[owner], test))
         else:
             sent = job.scores[owner]
             scores.append(
                 DataScore(
                     data=owner,
                     accuracy=sent["accuracy"],
-                    macro_f1=sent["macro_f1"],
+                    f1=sent["f1"],
                     examples=round(sent["examples"]),
                 )
             )

@@ -172,6 +172,17 @@ class Job(BaseModel):
         Field(description='the label names, e.g. ["negative", "positive"]'),
         AfterValidator(_labels),
     ]
+    masks: Literal["on", "off"] = Field(
+        default="on",
+        description='"off" shows the server every owner\'s statistics; every owner must allow it',
+    )
+    colluders: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="so many owners may help the server; leave out for a third of them, at least 1",
+    )
+    bits: Literal[48, 64] = Field(
+        default=64, description="width of the numbers under masks; 48 is a quarter less to send"
+    )
     examples: Annotated[int, Field(ge=1)] = Field(
         default=1000,
         description="at most so many training examples enter an owner's statistics",
@@ -214,6 +225,9 @@ class Owner(BaseModel):
     test: DataFile = Field(description="a file of labelled texts that nothing else uses")
     checkpoint: Annotated[Path | None, PlainValidator(_model_folder)] = Field(
         default=None, description="the folder of a model fine-tuned from the base"
+    )
+    allow_masks_off: bool = Field(
+        default=False, description="whether the server may see this owner's statistics"
     )
 
 
@@ -338,6 +352,7 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
     mistakes = []
     if len(owners) < 2:
         mistakes.append(f"owner: {len(owners)} is too few; a simulation takes at least 2 owners")
+    mistakes += _mistaken_masks(raw.get("job"), owners)
     names = owner_names(owners)
     twice = [name for name in dict.fromkeys(map(str, names)) if names.count(name) > 1]
     mistakes += [f'owner: the name "{name}" occurs twice; names must differ' for name in twice]
@@ -346,6 +361,25 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
             key = owner_key(owners, index)
             mistakes += [f"{key}.{mistake}" for mistake in _shared_files(owner)]
     return mistakes
+
+
+def _mistaken_masks(job: object, owners: list[object]) -> Iterator[str]:
+    if not isinstance(job, dict):
+        return
+    if job.get("masks", "on") == "off":
+        for index, owner in enumerate(owners):
+            if isinstance(owner, dict) and owner.get("allow_masks_off") is not True:
+                yield (
+                    f"{owner_key(owners, index)}.allow_masks_off: is not true, but the job has "
+                    'masks = "off"; every owner must allow it'
+                )
+    elif len(owners) == 2:
+        yield (
+            "owner: 2 are too few for masks, since each would learn the other's numbers from the "
+            'sum; use at least 3 owners, or masks = "off"'
+        )
+    elif isinstance(job.get("colluders"), int) and job["colluders"] > len(owners) - 2:
+        yield f"job.colluders: {job['colluders']} of {len(owners)} owners leave no two honest ones"
 
 
 def _shared_files(owner: Mapping[str, object]) -> Iterator[str]:

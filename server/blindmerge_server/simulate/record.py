@@ -3,24 +3,29 @@
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from blindmerge.plan import Plan
+from blindmerge_client.scores import F1_NAMES
 from blindmerge_server.report.schema import (
     MASKS_OFF,
+    MASKS_ON,
     Examples,
     Job,
     Layer,
+    Masks,
     Method,
     Missing,
     Owner,
-    Phase,
     Report,
     Seconds,
+    Sum,
     SystemScores,
     Versions,
 )
 from blindmerge_server.simulate.apps import FlowerRun
 from blindmerge_server.simulate.setting import Setting
+from blindmerge_server.strategy import JobRecord
 
-__all__ = ["FILES", "make_report"]
+__all__ = ["FILES", "TRANSCRIPTS", "make_report", "transcripts"]
 
 FILES = {
     "merged model": "merged",
@@ -30,35 +35,63 @@ FILES = {
 }
 """What a simulation writes: purpose and name in the output folder."""
 
+TRANSCRIPTS = "transcripts"
+"""The folder in it with the signatures under the sums of the chosen method, if there are masks."""
+
 
 def make_report(
     setting: Setting, run: FlowerRun, scores: tuple[SystemScores, ...], seconds: Seconds
 ) -> Report:
     """The report of the run; the clock is read for `created`."""
+    job = _job(setting)
+    masks = job.masks
     return Report(
-        masks=False,
-        protection=MASKS_OFF,
-        schema_version=1,
+        masks=masks is not None,
+        protection=MASKS_ON.format(least=masks.least_owners) if masks else MASKS_OFF,
+        schema_version=2,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions=Versions(
             **{name: version(name) for name in ("blindmerge", "flwr", "torch", "transformers")}
         ),
-        job=_job(setting),
+        job=job,
         owners=tuple(_owner(setting, run, pupil.name) for pupil in setting.pupils),
-        phases={
-            name: tuple(
-                Phase(block=merged.block, owners=merged.owners, seconds=seconds_)
-                for merged, seconds_ in zip(job.phases, job.seconds, strict=True)
-            )
-            for name, job in run.jobs.items()
-        },
+        sums={name: _sums(setting, name, record) for name, record in run.jobs.items()},
         layers={
-            name: tuple(Layer.of(layer) for merged in job.phases for layer in merged.layers)
-            for name, job in run.jobs.items()
+            name: tuple(Layer.of(layer) for layer in record.layers)
+            for name, record in run.jobs.items()
         },
         seconds=seconds,
         scores=scores,
-        files=FILES,
+        files=FILES | ({"signatures under the sums": TRANSCRIPTS} if masks else {}),
+    )
+
+
+def transcripts(setting: Setting, run: FlowerRun) -> dict[str, bytes]:
+    """What `blindmerge verify-transcript` checks, by file name: the sums of the chosen method."""
+    proofs = run.jobs[next(iter(setting.plans))].proofs
+    return {_file(phase): proof.transcript.encode() for phase, proof in enumerate(proofs)}
+
+
+def _file(phase: int) -> str:
+    return f"sum-{phase + 1:03}.cbor"
+
+
+def _sums(setting: Setting, method: str, job: JobRecord) -> tuple[Sum, ...]:
+    plan, chosen = setting.plans[method], method == next(iter(setting.plans))
+    if plan.masks == "off":
+        return tuple(
+            Sum(blocks=(block,), owners=owners, signed=None, opened=None, transcript=None)
+            for block, owners in job.owners.items()
+        )
+    return tuple(
+        Sum(
+            blocks=tuple(plan.blocks[block].name for block in blocks),
+            owners=proof.transcript.summed,
+            signed=proof.transcript.signed,
+            opened=proof.openers,
+            transcript=f"{TRANSCRIPTS}/{_file(phase)}" if chosen else None,
+        )
+        for phase, (blocks, proof) in enumerate(zip(plan.phases, job.proofs, strict=True))
     )
 
 
@@ -69,6 +102,8 @@ def _job(setting: Setting) -> Job:
         name=federation.job.name,
         base_sha256=setting.base.sha256,
         task=federation.job.task,
+        f1=F1_NAMES[federation.job.task],
+        masks=_masks(setting.plans[chosen]),
         labels=federation.job.labels,
         examples=federation.job.examples,
         max_length=federation.training.max_length,
@@ -84,16 +119,29 @@ def _job(setting: Setting) -> Job:
     )
 
 
+def _masks(plan: Plan) -> Masks | None:
+    if plan.masks == "off":
+        return None
+    thresholds = plan.masks.thresholds
+    return Masks(
+        owners=thresholds.owners,
+        least_owners=thresholds.quorum,
+        colluders=thresholds.colluders,
+        bits=plan.masks.bits,
+        roster_sha256=plan.masks.roster,
+    )
+
+
 def _owner(setting: Setting, run: FlowerRun, name: str) -> Owner:
     splits = setting.splits[name]
     missing = None
     if name in run.missing:
         lost = run.missing[name]
-        missing = Missing(method=next(iter(run.jobs)), phase=lost.phase, reason=lost.reason)
+        missing = Missing(method=next(iter(run.jobs)), step=lost.step, reason=lost.reason)
     for method, job in run.jobs.items():
-        if missing is None and name in job.missing:
-            lost = job.missing[name]
-            missing = Missing(method=method, phase=lost.phase, reason=lost.reason)
+        if missing is None and name in job.dropped:
+            lost = job.dropped[name]
+            missing = Missing(method=method, step=lost.step, reason=lost.reason)
     return Owner(
         name=name,
         examples=Examples(

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from blindmerge_server.report.schema import Report, Seconds, write_report
 from blindmerge_server.simulate.apps import run_in_flower
 from blindmerge_server.simulate.comparisons import multi_task, systems
 from blindmerge_server.simulate.federation import Federation
-from blindmerge_server.simulate.record import FILES, make_report
+from blindmerge_server.simulate.record import FILES, TRANSCRIPTS, make_report, transcripts
 from blindmerge_server.simulate.setting import read_setting
 from blindmerge_server.simulate.watch import Watch
 
@@ -50,11 +51,12 @@ def simulate(federation: Federation, out: Path, cache: Path, watch: Watch) -> Re
             fine_tune=run.fine_tune_s,
             methods=run.method_s,
             comparisons=comparisons_s,
+            exchanges={name: job.seconds for name, job in run.jobs.items()},
             evaluate=evaluate_s,
             total=time.monotonic() - began_s,
         )
         report = make_report(setting, run, scores, seconds)
-        _write(report, merged[next(iter(setting.plans))], out)
+        _write(report, merged[next(iter(setting.plans))], transcripts(setting, run), out)
     return report
 
 
@@ -62,7 +64,8 @@ def check_out(out: Path) -> None:
     """Raises ConfigInvalid if `out` cannot be written or holds more than an earlier run's files."""
     hint = "choose a new folder with --out"
     if out.is_dir():
-        odd = sorted(path.name for path in out.iterdir() if path.name not in FILES.values())
+        known = {*FILES.values(), TRANSCRIPTS}
+        odd = sorted(path.name for path in out.iterdir() if path.name not in known)
         if odd:
             raise ConfigInvalid(f"the folder '{out}' holds other files, e.g. '{odd[0]}'", hint=hint)
     above = next(path for path in (out, *out.absolute().parents) if path.exists())
@@ -77,7 +80,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _write(report: Report, merged: Path, out: Path) -> None:
+def _write(report: Report, merged: Path, proofs: Mapping[str, bytes], out: Path) -> None:
     """Everything is made beside `out` first, so that a crash leaves no half of a result."""
     _made(out)
     staged = out.parent / f".{out.name}.new"
@@ -87,10 +90,15 @@ def _write(report: Report, merged: Path, out: Path) -> None:
         plot_scores(report, staged / FILES["scores per method"])
         plot_matrix(report, staged / FILES["who does well on whose data"])
         write_report(report, staged / FILES["report"])
-        for name in FILES.values():
+        if proofs:
+            (staged / TRANSCRIPTS).mkdir()
+        for name, proof in proofs.items():
+            (staged / TRANSCRIPTS / name).write_bytes(proof)
+        for name in (*FILES.values(), TRANSCRIPTS):
             with suppress(FileNotFoundError):
                 _remove(out / name)
-            (staged / name).rename(out / name)
+        for path in staged.iterdir():
+            path.rename(out / path.name)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

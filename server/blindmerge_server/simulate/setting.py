@@ -5,17 +5,22 @@ Whatever is wrong with files and models is found here, before any work.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import BlindmergeError
-from blindmerge.plan import Plan
+from blindmerge.identity import Identity, Roster
+from blindmerge.plan import Masks, Plan
+from blindmerge.secagg.secret import OsRandomness, Secret
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import cached_finetune, prepare_base
 from blindmerge_client.models import check_max_length
 from blindmerge_client.options import TrainingOptions
+from blindmerge_client.seat import Membership
+from blindmerge_server.simulate.bounds import Layouts, cached_layouts
 from blindmerge_server.simulate.embedded import embedded_folder
 from blindmerge_server.simulate.federation import Federation, Owner
 
@@ -36,6 +41,7 @@ class Pupil:
     """An owner that has to be fine-tuned, or was: all that a worker process must know.
 
     checkpoint: fine-tuned already; None takes it from the cache or trains it.
+    roster, seed: encoded roster and the identity's secret; None lets the server see everything.
     """
 
     name: str
@@ -48,6 +54,15 @@ class Pupil:
     checkpoint: Path | None
     cache: Path
     folder: Path
+    roster: bytes | None
+    seed: bytes | None = field(repr=False)
+
+    @property
+    def masks(self) -> Membership | Literal["off"]:
+        """What the owner demands of plans."""
+        if self.roster is None or self.seed is None:
+            return "off"
+        return Membership(Identity(self.name, Secret(self.seed)), Roster.decode(self.roster))
 
     def fine_tuned(self, progress: Callable[[int, int], None] | None = None) -> Path:
         """The folder of the owner's own model (errors: see `finetune`)."""
@@ -67,6 +82,7 @@ class Setting:
     """A federation with everything in its place.
 
     base: the prepared checkpoint that all owners start from.   plans: by id of the method.
+    roster: of the owners; None without masks.   layouts: public exponents, by id of the method.
     cache: what outlives the run; work: what does not.
     """
 
@@ -75,6 +91,8 @@ class Setting:
     splits: dict[str, Splits]
     pupils: tuple[Pupil, ...]
     plans: dict[str, Plan]
+    roster: Roster | None
+    layouts: dict[str, Layouts]
     cache: Path
     work: Path
 
@@ -109,6 +127,10 @@ def read_setting(
     }
     base = _prepared(federation, cache)
     check_max_length(base.path, federation.training.max_length)
+    identities = _identities(federation)
+    roster = Roster.of([each.member for each in identities.values()]) if identities else None
+    job = federation.job
+    masks: Masks | Literal["off"] = Masks.of(roster, job.colluders, job.bits) if roster else "off"
     manifest = base.manifest
     plans = {
         name: Plan(
@@ -119,11 +141,28 @@ def read_setting(
             method=method,
             examples=federation.job.examples,
             max_length=federation.training.max_length,
+            masks=masks,
         )
         for name, method in federation.job.methods.items()
     }
-    pupils = tuple(_pupil(federation, owner, base, cache, work) for owner in federation.owners)
-    return Setting(federation, base, splits, pupils, plans, cache, work)
+    layouts = {
+        name: cached_layouts(plan, base.path, cache / "layouts")
+        for name, plan in (plans if roster else {}).items()
+    }
+    pupils = tuple(
+        _pupil(federation, owner, base, cache, work, roster, identities.get(owner.name))
+        for owner in federation.owners
+    )
+    return Setting(federation, base, splits, pupils, plans, roster, layouts, cache, work)
+
+
+def _identities(federation: Federation) -> dict[str, Identity]:
+    """New ones for every run; real owners keep theirs. None without masks."""
+    if federation.job.masks == "off":
+        return {}
+    return {
+        owner.name: Identity.generate(owner.name, OsRandomness()) for owner in federation.owners
+    }
 
 
 def _prepared(federation: Federation, cache: Path) -> Checkpoint:
@@ -138,7 +177,13 @@ def _prepared(federation: Federation, cache: Path) -> Checkpoint:
 
 
 def _pupil(
-    federation: Federation, owner: Owner, base: Checkpoint, cache: Path, work: Path
+    federation: Federation,
+    owner: Owner,
+    base: Checkpoint,
+    cache: Path,
+    work: Path,
+    roster: Roster | None,
+    identity: Identity | None,
 ) -> Pupil:
     if owner.checkpoint is not None:
         try:
@@ -158,4 +203,6 @@ def _pupil(
         checkpoint=owner.checkpoint,
         cache=cache / "models",
         folder=_owners(work) / owner.name,
+        roster=None if roster is None else roster.encode(),
+        seed=None if identity is None else identity.seed.reveal(),
     )

@@ -1,6 +1,8 @@
 """What a person sees while a simulation works, and how it is stopped."""
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from rich.console import Console
@@ -33,9 +35,11 @@ class Watch:
     def step(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps of `what` are behind us."""
 
-    def merging(self, method: str, done: int, total: int) -> None:
-        """`done` of `total` blocks of a method are merged."""
-        self.step(f"merge: {name_of(method)}", done, total)
+    def merging(self, method: str, total: int) -> Callable[[int], None]:
+        """A method of `total` exchanges begins; the result is told how many are done."""
+        show = partial(self.step, f"merge: {name_of(method)}")
+        show(0, total)
+        return lambda done: show(done, total)
 
     def pause(self) -> None:
         """Waits a little; raises Interrupted once `stop` is set."""

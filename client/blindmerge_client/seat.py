@@ -1,0 +1,114 @@
+"""An owner's seat in the secure sums of one job: the machine, its journal, and the session.
+
+The machine (`OwnerJob`) decides what may be said, the journal stores it before it is said,
+and the session computes what goes under the masks, one part at a time.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from blindmerge.errors import PeerInvalid, PolicyRefused
+from blindmerge.identity import Identity, Roster
+from blindmerge.plan import Plan
+from blindmerge.secagg.manifest import LEAST_OWNERS, SumManifest, Terms
+from blindmerge.secagg.messages import Limits, encode
+from blindmerge.secagg.secret import OsRandomness
+from blindmerge_client.journal import Journal
+from blindmerge_client.protocol import OwnerJob
+from blindmerge_client.rounds import encode_part
+from blindmerge_client.session import Session
+
+__all__ = ["Membership", "Seat"]
+
+_LARGEST_REQUEST = 64 << 20  # bytes; a manifest with the exponents of a large model
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What an owner pins, and no plan or server can change.
+
+    identity: the owner's own.   roster: with whom it is ready to be summed.
+    least_owners: in a sum, 3 or more.   colluders: of how many owners, in league with the
+    server, it must stay safe.
+    """
+
+    identity: Identity
+    roster: Roster
+    least_owners: int = LEAST_OWNERS
+    colluders: int = 1
+
+    def terms(self, plan: Plan) -> Terms:
+        """What this owner demands of the sums of a plan.
+
+        Raises PolicyRefused if the plan shows the server every owner's statistic.
+        """
+        if plan.masks == "off":
+            raise PolicyRefused(
+                "the plan has no masks: the server would see this owner's statistics",
+                hint="ask the coordinator for a plan with masks",
+            )
+        return Terms(
+            self.roster,
+            plan.sha256,
+            plan.base,
+            least_owners=self.least_owners,
+            colluders=self.colluders,
+        )
+
+
+class Seat:
+    """Answers the messages of the server in one job.
+
+    Raises PolicyRefused if the plan has no masks, PeerInvalid if the owner is not in the roster.
+    """
+
+    def __init__(self, membership: Membership, session: Session) -> None:
+        self._session = session
+        plan, roster = session.plan, membership.roster
+        limits = Limits(owners=len(roster), message_bytes=_LARGEST_REQUEST)
+        terms = membership.terms(plan)
+        roster.seat(membership.identity.member)
+        self._empty = OwnerJob(plan.job, membership.identity, terms, limits)
+        self._journal = Journal(session.folder / "seat.state")
+        self._owners = len(roster)
+
+    def answer(self, messages: Sequence[bytes], block: int | None) -> Iterator[bytes]:
+        """What this owner says to these messages, in order.
+
+        block: of the plan; its part is what is masked when masked input is asked for.
+        Raises PeerInvalid, PolicyRefused or JobAborted; nothing more is said then.
+        """
+        for data in messages:
+            # Not kept in memory: another process of this owner may have answered before.
+            job = self._journal.load(self._empty)
+            job = job.receive(data, now=int(time.time()), rng=OsRandomness())
+            phase = job.phase_of(data)
+            self._check(job.runs[phase].state.manifest)
+            if job.state(phase) in ("ready", "masked"):
+                yield from self._masked_input(job, phase, block)
+                continue
+            reply = job.reply(phase, self._journal.save(job))
+            if reply is not None:
+                yield reply
+
+    def _masked_input(self, job: OwnerJob, phase: int, block: int | None) -> Iterator[bytes]:
+        """One part: computed, fixed, stored, masked."""
+        blocks = self._session.plan.phases[phase]
+        if block not in blocks:
+            raise PeerInvalid("masked input of a block was asked for that is not in this sum")
+        part = blocks.index(block)
+        manifest = job.runs[phase].state.manifest
+        rings = encode_part(manifest, part, self._session.contribute(block))
+        job = job.commit_part(phase, part, rings)
+        masker = job.masker(phase, self._journal.save(job))
+        for masked in masker.blocks(part, rings):
+            yield encode(masked, self._owners)
+
+    def _check(self, manifest: SumManifest) -> None:
+        """The manifest is the plan's, whose hash the terms have checked; and so are its parts."""
+        expected = self._session.plan.sum_manifest(
+            manifest.phase, manifest.parts, attempt=manifest.attempt, expires=manifest.expires
+        )
+        if manifest != expected:
+            raise PeerInvalid("the manifest of the sum is not the one of the plan")

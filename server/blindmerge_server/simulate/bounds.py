@@ -1,0 +1,123 @@
+"""Public bounds for a plan's secure sums, from a made-up owner.
+
+The ring needs exponents that everybody may know (secagg/SPEC.md §4). They are those of an owner
+that has no data: its model is the base with noise on every tensor, its texts are random words
+of the tokenizer. What such an owner would send, times a margin of 2^16, bounds what a real
+one sends; in 64 bits that leaves 45 bits below the largest number of a row.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from blindmerge import canonical
+from blindmerge.checkpoint import Checkpoint, CheckpointWriter
+from blindmerge.encoding import Layout, calibrate
+from blindmerge.errors import PeerInvalid
+from blindmerge.files import replacing
+from blindmerge.plan import Plan
+from blindmerge.statistic import Array
+from blindmerge_client.data import Text
+from blindmerge_client.models import load_tokenizer
+from blindmerge_client.session import Session
+
+__all__ = ["Layouts", "cached_layouts", "public_layouts"]
+
+Layouts = tuple[tuple[Layout, ...], ...]
+"""For each sum of a plan, the layout of each of its parts."""
+
+_TEXTS = 16
+_MOST_TOKENS = 128  # of a made-up text
+_MOVE = 1 / 8  # of a tensor's root mean square: more than fine-tuning moves it
+_MOVE_OF_ZERO = 1 / 64  # of tensors that are zero in the base, such as a new head's bias
+_MARGIN_BITS = {64: 16, 48: 8}
+_FLOOR_BITS = 8  # rows that are faint in the sample may be stronger at an owner
+_BLOCK_ELEMENTS = 1 << 21  # 16 MiB in 64 bits
+
+
+def cached_layouts(plan: Plan, base: Path, cache: Path) -> Layouts:
+    """`public_layouts`, made once for each model, method and number of owners."""
+    if plan.masks == "off":
+        raise PeerInvalid("a plan without masks has no layouts")
+    content = [
+        plan.base,
+        plan.method.model_dump(),
+        [plan.task, plan.max_length, plan.masks.bits, plan.masks.thresholds.owners],
+        [str(torch.__version__), transformers.__version__],
+    ]
+    file = cache / f"{hashlib.sha256(canonical.encode(content)).hexdigest()}.cbor"
+    if not file.exists():
+        layouts = public_layouts(plan, base)
+        dumped = [[part.model_dump() for part in parts] for parts in layouts]
+        with replacing(file) as temporary:
+            temporary.write_bytes(canonical.encode(dumped))
+    value: Any = canonical.tuples(canonical.decode(file.read_bytes()))
+    return tuple(tuple(Layout.model_validate(part) for part in parts) for parts in value)
+
+
+def public_layouts(plan: Plan, base: Path) -> Layouts:
+    """The layouts of a plan with masks.   base: the checkpoint that the plan names.
+
+    Raises PeerInvalid if the plan has no masks or is for another base.
+    """
+    if plan.masks == "off":
+        raise PeerInvalid("a plan without masks has no layouts")
+    sampled = plan.model_copy(update={"method": plan.method.for_sample()})
+    bits, owners = plan.masks.bits, plan.masks.thresholds.owners
+    rng = np.random.default_rng(0)  # public, and the same everywhere
+    layouts = []
+    with TemporaryDirectory(prefix="blindmerge-bounds-") as folder:
+        checkpoint = Checkpoint(base)
+        own = _moved(checkpoint, Path(folder) / "own", rng)
+        texts = _texts(plan, base, rng)
+        session = Session(sampled, base, own, texts, Path(folder) / "session")
+        for blocks in plan.phases:
+            layouts.append(
+                tuple(
+                    calibrate(
+                        session.contribute(block),
+                        margin_bits=_MARGIN_BITS[bits],
+                        floor_bits=_FLOOR_BITS,
+                        owners=owners,
+                        bits=bits,
+                        block_elements=_BLOCK_ELEMENTS,
+                    )
+                    for block in blocks
+                )
+            )
+            if plan.method.progressive:
+                for block in blocks:
+                    session.receive(checkpoint.read(plan.blocks[block].shapes))
+    return tuple(layouts)
+
+
+def _moved(base: Checkpoint, folder: Path, rng: np.random.Generator) -> Path:
+    """The base with noise, as if it were fine-tuned."""
+    writer = CheckpointWriter(folder, base)
+    for number, block in enumerate(base.manifest.blocks):
+        tensors = base.read(block.shapes)
+        writer.write(number, {name: each + _noise(each, rng) for name, each in tensors.items()})
+    writer.finish()
+    return folder
+
+
+def _noise(tensor: Array, rng: np.random.Generator) -> Array:
+    size = float(np.sqrt(np.mean(tensor * tensor)))
+    return (_MOVE * size or _MOVE_OF_ZERO) * rng.standard_normal(tensor.shape)
+
+
+def _texts(plan: Plan, base: Path, rng: np.random.Generator) -> Sequence[Text]:
+    """Random words, as many tokens as the plan allows or a few more."""
+    tokenizer: Any = load_tokenizer(base)
+    special = set(tokenizer.all_special_ids)
+    ids = np.array([token for token in range(len(tokenizer)) if token not in special])
+    drawn = rng.choice(ids, (_TEXTS, min(plan.max_length, _MOST_TOKENS)))
+    words = [tokenizer.decode(row.tolist()).split() for row in drawn]
+    whole = plan.task == "single-label"
+    return [" ".join(row) if whole else tuple(row) for row in words]

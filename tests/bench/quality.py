@@ -1,12 +1,12 @@
 """Quality of the merge methods over a suite of domains; one domain plays one organisation.
 
-    python tests/bench/quality.py SUITE [--cache DIR] [--out FILE]
+    python tests/bench/quality.py SUITE... [--cache DIR] [--out DIR]
 
 SUITE holds DOMAIN/{train,validation,test}.jsonl.gz; domains with test data alone are out of
 domain. Every organisation fine-tunes the same base on its own domain, three times with
-fixed seeds. Options of a method are chosen by the mean validation accuracy in domain over all
-seeds; test data is read after that, once. No Flower here: `blindmerge simulate` carries the
-same statistics through it.
+fixed seeds. Options of a method are chosen by the mean validation score in domain over all
+seeds (SETTINGS says which score); test data is read after that, once. No Flower here:
+`blindmerge simulate` carries the same statistics through it.
 """
 
 import argparse
@@ -18,41 +18,84 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from multiprocessing import get_context
+from operator import add
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Literal
 
-import numpy as np
 import torch
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
+from blindmerge.manifest import Task
 from blindmerge.merge import AnyMethod, Average, Fisher, RegMean
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import TrainingOptions, cached_finetune, prepare_base
-from blindmerge_client.predict import ensemble, predict, score
+from blindmerge_client.predict import ensemble, predict_all
+from blindmerge_client.scores import F1_NAMES, score
 from blindmerge_client.session import Session
-from blindmerge_server.rounds import PhaseSum, solve_phase
 from blindmerge_server.simulate.embedded import embedded_folder
 
 SEEDS = (0, 1, 2)
-ROWS = 2000  # training texts per organisation
-STATISTICS = 1000  # of them, so many enter the statistics
-TRAINING = TrainingOptions(epochs=3, learning_rate=2e-4, batch_size=32, max_length=64, rows=ROWS)
 
-# What validation data may choose from; the first of each method is its default.
-VARIANTS: Mapping[str, Sequence[AnyMethod]] = {
-    "average": [Average()],
-    "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-2)],
-    "RegMean": [
-        *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 0.3, 1.0)),
-        *(RegMean(ridge=ridge, rows_factor=0.0) for ridge in (0.01, 0.1)),
-        RegMean(weighting="tokens"),
-        *(RegMean(ridge=1e-6, off_diagonal=alpha) for alpha in (0.7, 0.9)),
-    ],
+
+@dataclass(frozen=True)
+class Settings:
+    """How the suites of a task are run.
+
+    training: `rows` of it are an organisation's training texts.
+    statistics: of them, so many enter the statistics.   test: at most so many texts of each
+    set of test data, the first ones.   choose_by: which score chooses.
+    variants: what validation data may choose from; the first of each method is its default.
+    """
+
+    training: TrainingOptions
+    statistics: int
+    test: int
+    choose_by: Literal["accuracy", "f1"]
+    variants: Mapping[str, Sequence[AnyMethod]]
+
+
+SETTINGS: Mapping[Task, Settings] = {
+    "single-label": Settings(
+        training=TrainingOptions(
+            epochs=3, learning_rate=2e-4, batch_size=32, max_length=64, rows=2000
+        ),
+        statistics=1000,
+        test=2000,
+        choose_by="accuracy",
+        variants={
+            "average": [Average()],
+            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-2)],
+            "RegMean": [
+                *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 0.3, 1.0)),
+                *(RegMean(ridge=ridge, rows_factor=0.0) for ridge in (0.01, 0.1)),
+                RegMean(weighting="tokens"),
+                *(RegMean(ridge=1e-6, off_diagonal=alpha) for alpha in (0.7, 0.9)),
+            ],
+        },
+    ),
+    "token-classification": Settings(
+        training=TrainingOptions(
+            epochs=3, learning_rate=4e-4, batch_size=32, max_length=128, rows=1000
+        ),
+        statistics=1000,
+        test=300,
+        choose_by="f1",
+        variants={
+            "average": [Average()],
+            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-2)],
+            "RegMean": [
+                *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 1.0)),
+                RegMean(weighting="tokens"),
+                RegMean(ridge=1e-6, off_diagonal=0.9),
+            ],
+        },
+    ),
 }
 
 
@@ -61,7 +104,7 @@ class Score:
     """Means over domains, 0 to 1."""
 
     accuracy: float
-    macro_f1: float
+    f1: float
 
 
 @dataclass(frozen=True)
@@ -69,41 +112,48 @@ class Suite:
     """Texts by domain. labels: sorted names of all labels that occur in training data."""
 
     name: str
+    task: Task
     labels: tuple[str, ...]
     train: dict[str, Examples]
     validation: dict[str, Examples]
     test: dict[str, Examples]
     elsewhere: dict[str, Examples]
 
+    @property
+    def settings(self) -> Settings:
+        """How it is run."""
+        return SETTINGS[self.task]
+
 
 def read_suite(folder: Path) -> Suite:
-    """All splits of a suite of single-label domains."""
+    """All splits of a suite of domains."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     inside = [name for name in names if (folder / name / "train.jsonl.gz").exists()]
-    labels = _labels(folder / name / "train.jsonl.gz" for name in inside)
+    task, labels = _task_and_labels(folder / name / "train.jsonl.gz" for name in inside)
 
-    def split(domains: Iterable[str], part: str) -> dict[str, Examples]:
-        return {d: read_examples(folder / d / f"{part}.jsonl.gz", labels) for d in domains}
+    def split(domains: Iterable[str], part: str, rows: int | None = None) -> dict[str, Examples]:
+        found = {d: read_examples(folder / d / f"{part}.jsonl.gz", labels, task) for d in domains}
+        return found if rows is None else {d: each.first(rows) for d, each in found.items()}
 
     return Suite(
         name=folder.name,
+        task=task,
         labels=labels,
-        train=split(inside, "train"),
+        train=split(inside, "train", SETTINGS[task].training.rows),
         validation=split(inside, "validation"),
-        test=split(inside, "test"),
-        elsewhere=split([name for name in names if name not in inside], "test"),
+        test=split(inside, "test", SETTINGS[task].test),
+        elsewhere=split([n for n in names if n not in inside], "test", SETTINGS[task].test),
     )
 
 
-def _labels(files: Iterable[Path]) -> tuple[str, ...]:
-    found = set()
+def _task_and_labels(files: Iterable[Path]) -> tuple[Task, tuple[str, ...]]:
+    rows = []
     for file in files:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        if "label" not in rows[0]:
-            raise SystemExit(f"{file} has no labels of whole texts: only such suites can run")
-        found |= {row["label"] for row in rows}
-    return tuple(sorted(found))
+            rows += [json.loads(line) for line in lines]
+    if "label" in rows[0]:
+        return "single-label", tuple(sorted({row["label"] for row in rows}))
+    return "token-classification", tuple(sorted({tag for row in rows for tag in row["tags"]}))
 
 
 @dataclass(frozen=True)
@@ -117,159 +167,151 @@ class Models:
 
 def train(suite: Suite, encoder: Path, seed: int, cache: Path) -> Models:
     """Base, own models and the multi-task model of a seed, from the cache if they are there."""
-    key = canonical.encode([Checkpoint(encoder).sha256, suite.labels, seed])
+    key = canonical.encode([Checkpoint(encoder).sha256, suite.task, suite.labels, seed])
     base = cache / "bases" / hashlib.sha256(key).hexdigest()
     if not base.is_dir():
-        prepare_base(encoder, suite.labels, seed, base)
-    options = TRAINING.model_copy(update={"seed": seed})
-    parts = [examples.first(ROWS) for examples in suite.train.values()]
-    pooled = Examples(
-        tuple(text for part in parts for text in part.texts),
-        tuple(label for part in parts for label in part.labels),
-    )
-    one = partial(_train, cache / "models", base, Checkpoint(base).sha256)
+        prepare_base(encoder, suite.labels, seed, base, suite.task)
+    options = suite.settings.training.model_copy(update={"seed": seed, "rows": None})
+    one = partial(_train, cache / "models", base, Checkpoint(base).sha256, options)
     # The longest first, so that the cores end at about the same time.
-    examples = [pooled, *suite.train.values()]
+    examples = [Examples.pooled(suite.train.values()), *suite.train.values()]
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(one, each, options.model_copy(update={"rows": rows}))
-            for each, rows in zip(examples, [None] + [ROWS] * len(parts), strict=True)
-        ]
-        multi_task, *own = [job.result() for job in jobs]
+        multi_task, *own = pool.map(one, examples)
     return Models(base, dict(zip(suite.train, own, strict=True)), multi_task)
 
 
 def _train(
-    cache: Path, base: Path, base_sha256: str, examples: Examples, options: TrainingOptions
+    cache: Path, base: Path, base_sha256: str, options: TrainingOptions, examples: Examples
 ) -> Path:
     torch.set_num_threads(1)
     return cached_finetune(cache, base, base_sha256, examples, options)
 
 
 def merge_all(suite: Suite, models: Models, out: Path) -> dict[str, list[Path]]:
-    """The merged checkpoints of every variant, by method.
-
-    Evidence is collected once per block and serves all variants.
-    """
-    base = Checkpoint(models.base)
-    plans = {
-        method: [_plan(suite, base, variant) for variant in variants]
-        for method, variants in VARIANTS.items()
-    }
-    folders = {m: [out / m / str(i) for i in range(len(ps))] for m, ps in plans.items()}
-    writers = {m: [CheckpointWriter(folder, base) for folder in folders[m]] for m in plans}
-    sessions = {
-        (domain, method): Session(
-            method_plans[0],
-            models.base,
-            own,
-            suite.train[domain].first(STATISTICS).texts,
-            out / "work" / domain / method,
+    """The merged checkpoints of every variant, by method."""
+    merged = {}
+    for method, variants in suite.settings.variants.items():
+        folders = [out / method / str(number) for number in range(len(variants))]
+        pairs = list(
+            zip([_plan(suite, models.base, each) for each in variants], folders, strict=True)
         )
+        # One-shot: what is collected once serves all variants, which differ in what they make
+        # of a Gram matrix or a Fisher, or in the solve.
+        alone = variants[0].progressive
+        for number, group in enumerate([[pair] for pair in pairs] if alone else [pairs]):
+            merge(suite, models, group, out / "work" / method / str(number))
+        merged[method] = folders
+    return merged
+
+
+def merge(suite: Suite, models: Models, jobs: Sequence[tuple[Plan, Path]], work: Path) -> None:
+    """Merges by plans whose statistics come from the same evidence, each into its folder."""
+    base = Checkpoint(models.base)
+    writers = [(plan, CheckpointWriter(folder, base)) for plan, folder in jobs]
+    sessions = [
+        Session(jobs[0][0], models.base, own, suite.train[domain].texts, work / domain)
         for domain, own in models.own.items()
-        for method, method_plans in plans.items()
-    }
-    for phase in range(len(base.manifest.blocks)):
-        sums = {m: [PhaseSum(plan, phase) for plan in ps] for m, ps in plans.items()}
-        for (domain, method), session in sessions.items():
-            # The first variant's evidence serves the others: they differ in what they make of
-            # a Gram matrix or a Fisher, or in the solve.
-            evidence = session.evidence(phase)
-            for plan, total in zip(plans[method], sums[method], strict=True):
-                total.add(domain, plan.method.contribution(plan.phases[phase], evidence).arrays)
-        for method, method_plans in plans.items():
-            for plan, total, writer in zip(
-                method_plans, sums[method], writers[method], strict=True
-            ):
-                solve_phase(plan, phase, total, base, writer)
-    for writer in (writer for group in writers.values() for writer in group):
+    ]
+    for number, block in enumerate(base.manifest.blocks):
+        evidence = [session.evidence(number) for session in sessions]
+        weights = base.read(block.shapes)
+        for plan, writer in writers:
+            total = reduce(add, (plan.method.contribution(block, each) for each in evidence))
+            tensors = writer.write(number, plan.method.solve(block, total, weights).weights)
+            if plan.method.progressive:
+                for session in sessions:
+                    session.receive(tensors)
+    for _, writer in writers:
         writer.finish()
-    return folders
 
 
-def _plan(suite: Suite, base: Checkpoint, method: AnyMethod) -> Plan:
+def _plan(suite: Suite, base: Path, method: AnyMethod) -> Plan:
+    checkpoint = Checkpoint(base)
     return Plan(
         job=f"bench-{suite.name}",
-        base=base.sha256,
-        manifest=base.manifest,
+        base=checkpoint.sha256,
+        manifest=checkpoint.manifest,
+        task=suite.task,
         labels=suite.labels,
         method=method,
-        examples=STATISTICS,
-        max_length=TRAINING.max_length,
+        examples=suite.settings.statistics,
+        max_length=suite.settings.training.max_length,
+        masks="off",
     )
 
 
-def apply(checkpoint: Path, sets: Mapping[str, Examples]) -> dict[str, Array]:
-    """Logits by domain, from one load of the model."""
-    texts = [text for examples in sets.values() for text in examples.texts]
-    logits = predict(checkpoint, texts, TRAINING.max_length)
-    ends = np.cumsum([len(examples) for examples in sets.values()])[:-1]
-    return dict(zip(sets, np.split(logits, ends), strict=True))
+def apply(suite: Suite, checkpoint: Path, sets: Mapping[str, Examples]) -> dict[str, Array]:
+    """Logits by domain."""
+    return predict_all(checkpoint, sets, suite.settings.training.max_length)
 
 
-def over(sets: Mapping[str, Examples], predictions: Mapping[str, Array]) -> Score:
+def over(suite: Suite, sets: Mapping[str, Examples], predictions: Mapping[str, Array]) -> Score:
     """The means over the domains of `sets`."""
-    found = [score(predictions[domain], sets[domain].labels) for domain in sets]
-    return Score(mean(f.accuracy for f in found), mean(f.macro_f1 for f in found))
+    found = [score(suite.task, predictions[d], sets[d], suite.labels) for d in sets]
+    return Score(mean(f.accuracy for f in found), mean(f.f1 for f in found))
 
 
 def on_validation(suite: Suite, merged: Mapping[str, list[Path]]) -> dict[str, list[Score]]:
     """Every variant on the validation data in domain."""
     sets = suite.validation
-    return {m: [over(sets, apply(path, sets)) for path in paths] for m, paths in merged.items()}
+    return {
+        m: [over(suite, sets, apply(suite, path, sets)) for path in paths]
+        for m, paths in merged.items()
+    }
 
 
 def on_test(suite: Suite, models: Models, chosen: Mapping[str, Path]) -> dict[str, list[Score]]:
     """Every system on the test data: in domain, and out of domain if the suite has such sets."""
     everything = suite.test | suite.elsewhere
-    own = {domain: apply(path, everything) for domain, path in models.own.items()}
+    own = {domain: apply(suite, path, everything) for domain, path in models.own.items()}
     together = {
         domain: ensemble([logits[domain] for logits in own.values()]) for domain in everything
     }
     systems = {
-        **{method: apply(path, everything) for method, path in chosen.items()},
+        **{method: apply(suite, path, everything) for method, path in chosen.items()},
         "ensemble": together,
-        "multi-task": apply(models.multi_task, everything),
+        "multi-task": apply(suite, models.multi_task, everything),
     }
     found = {
-        "own, own domain": [over(suite.test, {d: own[d][d] for d in suite.test})],
-        "own, all domains": [_mean([over(suite.test, logits) for logits in own.values()])],
+        "own, own domain": [over(suite, suite.test, {d: own[d][d] for d in suite.test})],
+        "own, all domains": [_mean([over(suite, suite.test, logits) for logits in own.values()])],
     }
     for name, predictions in systems.items():
-        found[name] = [over(suite.test, predictions)]
+        found[name] = [over(suite, suite.test, predictions)]
     if suite.elsewhere:
-        others = [over(suite.elsewhere, logits) for logits in own.values()]
+        others = [over(suite, suite.elsewhere, logits) for logits in own.values()]
         found["own, all domains"].append(_mean(others))
         for name, predictions in systems.items():
-            found[name].append(over(suite.elsewhere, predictions))
+            found[name].append(over(suite, suite.elsewhere, predictions))
     return found
 
 
 def _mean(scores: Sequence[Score]) -> Score:
-    return Score(mean(s.accuracy for s in scores), mean(s.macro_f1 for s in scores))
+    return Score(mean(s.accuracy for s in scores), mean(s.f1 for s in scores))
 
 
-def choose(validations: Sequence[Mapping[str, list[Score]]]) -> dict[str, int]:
-    """The variant of each method with the best mean validation accuracy over the seeds."""
+def choose(suite: Suite, validations: Sequence[Mapping[str, list[Score]]]) -> dict[str, int]:
+    """The variant of each method with the best mean validation score over the seeds."""
+    by = suite.settings.choose_by
     return {
         method: max(
             range(len(variants)),
-            key=lambda i: mean(found[method][i].accuracy for found in validations),
+            key=lambda i: mean(getattr(found[method][i], by) for found in validations),
         )
-        for method, variants in VARIANTS.items()
+        for method, variants in suite.settings.variants.items()
     }
 
 
 def table(results: Sequence[Mapping[str, list[Score]]]) -> str:
-    """Markdown: mean and standard deviation over the seeds, accuracy / macro-F1 in %."""
+    """Markdown: mean and standard deviation over the seeds, accuracy / F1 in %."""
     lines = ["| model | in domain | out of domain |", "|---|---|---|"]
     for name in results[0]:
         cells = []
         for column in range(len(results[0][name])):
             accuracy = [100 * found[name][column].accuracy for found in results]
-            macro_f1 = [100 * found[name][column].macro_f1 for found in results]
-            cells.append(f"{_spread(accuracy)} / {_spread(macro_f1)}")
+            f1 = [100 * found[name][column].f1 for found in results]
+            cells.append(f"{_spread(accuracy)} / {_spread(f1)}")
         lines.append(f"| {name} | {' | '.join(cells + [''] * (2 - len(cells)))} |")
     return "\n".join(lines)
 
@@ -288,35 +330,48 @@ def run(suite: Suite, cache: Path, out: Path) -> None:
             trained.append(train(suite, encoder, seed, cache))
             merged.append(merge_all(suite, trained[-1], Path(folder) / str(seed)))
             validations.append(on_validation(suite, merged[-1]))
-        best = choose(validations)
-        chosen = {m: VARIANTS[m][i].model_dump(mode="json") for m, i in best.items()}
+        best = choose(suite, validations)
         results = [
             on_test(suite, models, {m: paths[m][i] for m, i in best.items()})
             for models, paths in zip(trained, merged, strict=True)
         ]
-    record = {
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = json.dumps(record(suite, best, validations, results), indent=1)
+    (out / f"quality-{suite.name}.json").write_text(numbers + "\n")
+    (out / f"quality-{suite.name}.md").write_text(table(results) + "\n")
+    print(table(results))
+
+
+def record(
+    suite: Suite,
+    best: Mapping[str, int],
+    validations: Sequence[Mapping[str, list[Score]]],
+    results: Sequence[Mapping[str, list[Score]]],
+) -> dict[str, object]:
+    """All numbers of a run, and how they came about."""
+    settings = suite.settings
+    variants = {m: [v.model_dump(mode="json") for v in vs] for m, vs in settings.variants.items()}
+    return {
         "suite": suite.name,
+        "task": suite.task,
+        "f1": F1_NAMES[suite.task],
         "seeds": SEEDS,
-        "rows": ROWS,
-        "statistics": STATISTICS,
-        "training": TRAINING.model_dump(mode="json"),
-        "chosen": chosen,
+        "statistics": settings.statistics,
+        "training": settings.training.model_dump(mode="json"),
+        "tested": {d: len(each) for d, each in (suite.test | suite.elsewhere).items()},
+        "chosen": {method: variants[method][i] for method, i in best.items()},
         "validation": [
             {
                 method: [
-                    {"options": v.model_dump(mode="json"), **asdict(s)}
-                    for v, s in zip(VARIANTS[method], scores, strict=True)
+                    {"options": options, **asdict(found)}
+                    for options, found in zip(variants[method], scores, strict=True)
                 ]
-                for method, scores in found.items()
+                for method, scores in validation.items()
             }
-            for found in validations
+            for validation in validations
         ],
         "test": [{n: [asdict(s) for s in ss] for n, ss in found.items()} for found in results],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"quality-{suite.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / f"quality-{suite.name}.md").write_text(table(results) + "\n")
-    print(table(results))
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from blindmerge.checkpoint import Checkpoint
+from blindmerge.manifest import Task, task_of
 from blindmerge.plan import Plan
+from blindmerge_client.data import Text
 from blindmerge_client.session import Session
-from support.pico import Architecture, pico_encoder, pico_examples
+from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
 
 __all__ = ["LABELS", "Job", "edit_config", "edit_weights", "make_job", "make_plan_for", "noisy"]
 
@@ -30,7 +32,7 @@ class Job:
 
     base: Path
     owners: tuple[Path, ...]
-    texts: tuple[tuple[str, ...], ...]
+    texts: tuple[tuple[Text, ...], ...]
     plan: Plan
     folder: Path
 
@@ -46,14 +48,17 @@ def make_job(
     owners: int = 2,
     texts: int = 12,
     method: str = "regmean",
+    task: Task = "single-label",
     **options: Any,
 ) -> Job:
     """A job of `owners` different models, with `texts` different texts each."""
-    base = pico_encoder(folder / "base", architecture, labels=LABELS)
+    whole = task == "single-label"
+    labels, examples = (LABELS, pico_examples) if whole else (TAGS, pico_sentences)
+    base = pico_encoder(folder / "base", architecture, labels=labels, task=task)
     return Job(
         base=base,
         owners=tuple(noisy(base, folder / f"own-{k}", seed=k) for k in range(owners)),
-        texts=tuple(pico_examples(texts, seed=k).texts for k in range(owners)),
+        texts=tuple(examples(texts, seed=k).texts for k in range(owners)),
         plan=make_plan_for(base, method, **options),
         folder=folder,
     )
@@ -67,6 +72,7 @@ def make_plan_for(base: Path, method: str = "regmean", **options: Any) -> Plan:
             "job": "job-1",
             "base": checkpoint.sha256,
             "manifest": checkpoint.manifest,
+            "task": task_of(checkpoint.architecture),
             "labels": checkpoint.labels,
             "method": {"name": method, **options},
             "examples": 100,

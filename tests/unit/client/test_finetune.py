@@ -25,7 +25,8 @@ from blindmerge_client.finetune import (
     prepare_base,
 )
 from blindmerge_client.options import TrainingOptions
-from blindmerge_client.predict import predict, score
+from blindmerge_client.predict import predict
+from blindmerge_client.scores import score
 from support.pico import Architecture, pico_encoder, pico_examples, pico_sentences
 
 LABELS = ("negative", "positive")
@@ -137,7 +138,8 @@ def test_a_fine_tuned_model_has_learnt_and_fits_the_base(
     test = pico_examples(200, seed=1)
     # One word decides the label, so a model that reads is nearly always right; guessing is
     # right half the time, and 150 of 200 by chance has probability 4e-13.
-    assert score(predict(own, test.texts, 16), test.labels).accuracy > 0.75
+    found = score("single-label", predict(own, test.texts, 16), test, LABELS)
+    assert found.accuracy > 0.75
 
 
 def test_the_same_inputs_give_the_same_model(base: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Case:
             totals = {name: np.zeros(shape) for name, shape in self.manifest.shapes.items()}
             for label in range(model.config.num_labels):
                 model.zero_grad()
-                log_p = torch.log_softmax(model(**inputs).logits[0, place], dim=0)[label]
+                log_p: Any = torch.log_softmax(model(**inputs).logits[0, place], dim=0)[label]
                 log_p.backward()
                 p = float(log_p.detach().exp())
                 for name, parameter in model.named_parameters():

@@ -1,6 +1,7 @@
 """The manifest against real models: what transformers builds and what torch runs."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def _distilbert(kind: Any = DistilBertForSequenceClassification) -> Any:
     return kind(DistilBertConfig(**_SMALL, dim=8, hidden_dim=12, n_layers=2, n_heads=2))
 
 
-MODELS = {
+MODELS: Mapping[str, Callable[[], Any]] = {
     "bert": _bert,
     "minilm": _minilm,
     "roberta": _roberta,

@@ -9,6 +9,13 @@ leaves before a restart would remember it.
     receipt = journal.save(job)         # fsync; see blindmerge_client.journal
     send(job.reply(job.phase_of(data), receipt))
 
+The input goes part by part, none of which needs the memory of another:
+
+    rings = encode_part(manifest, part, statistic)
+    job = job.commit_part(phase, part, rings)
+    receipt = journal.save(job)
+    for block in job.masker(phase, receipt).blocks(part, rings): send(block)
+
 A phase may begin while the one before awaits its opening: its key rounds ride on the last
 two rounds of the phase before (SPEC §8).
 """

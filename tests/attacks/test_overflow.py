@@ -7,7 +7,7 @@ from blindmerge.encoding import Bits
 from blindmerge.errors import Overflow
 from blindmerge.statistic import Statistic
 from support.adversary import revealed_sums
-from support.secure_sum import SCHEMA, check_sum, federation, manifest_for
+from support.secure_sum import SCHEMA, check_sum, federation, manifest_for, three_parts
 
 
 @pytest.mark.parametrize("bits", [48, 64])
@@ -26,4 +26,17 @@ def test_a_number_beyond_the_public_bound_is_refused_and_its_owner_drops_out(
     assert isinstance(problem[1], Overflow)
     # Not even the first block, which would have fitted, left the machine.
     assert not [m for seat, m in owners.sent if seat == 3 and m.kind == "block"]
+    assert revealed_sums(owners, manifest) == [[0, 1, 2, 4]]
+
+
+def test_an_overflow_in_a_later_part_drops_its_owner_out_of_all_parts() -> None:
+    owners = federation(5)
+    arrays = {"weight": np.array([1.0]), "a:delta": np.full((2, 3), 513.0)}
+    owners.statistics[3] = Statistic(SCHEMA, arrays)
+    owners.parts = (1, 0, 2)
+    manifest = manifest_for(owners.roster, parts=three_parts(5))
+    check_sum(owners.run(manifest), owners, (0, 1, 2, 4))
+    (problem,) = owners.errors
+    assert problem[0] == "org-003"
+    assert isinstance(problem[1], Overflow)
     assert revealed_sums(owners, manifest) == [[0, 1, 2, 4]]

@@ -25,7 +25,7 @@ from blindmerge.statistic import Array, Statistic
 
 BITS = st.sampled_from((48, 64))
 SCHEMA = {"vector": (3,), "rows": (3, 2), "cube": (2, 2, 2), "x:gram": (6,)}
-# Powers of two whose sums are exact in fractions, and far from the ends of float64.
+# So far from the ends of float64 that no exponent is clipped.
 SIZES = st.one_of(st.just(0.0), st.floats(2.0**-150, 2.0**150))
 UNITS = st.floats(-1.0, 1.0)
 

@@ -6,10 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from blindmerge import canonical
-from blindmerge.errors import PeerInvalid, PolicyRefused
+from blindmerge.encoding import uniform
+from blindmerge.errors import PeerInvalid, PolicyRefused, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.secagg.manifest import SumManifest, Terms, Thresholds
-from support.secure_sum import BASE, NOW, PLAN, identities, manifest_for
+from blindmerge.secagg.messages import Limits
+from support.secure_sum import BASE, NOW, PLAN, identities, manifest_for, three_parts
 
 ROSTER = Roster.of([identity.member for identity in identities(5)])
 TERMS = Terms(ROSTER, PLAN, BASE)
@@ -101,3 +103,35 @@ def test_terms_refuse_by_naming_the_rule() -> None:
     ):
         with pytest.raises(PolicyRefused, match=rule):
             terms.check(refused, now)
+
+
+def test_blocks_are_numbered_through_all_parts() -> None:
+    # 7, 5 and 8 numbers of 6 bytes, at most 4, 9 and 3 of them in a block.
+    manifest = manifest_for(ROSTER, parts=three_parts(5, bits=48))
+    assert manifest.blocks == 6
+    assert [list(manifest.blocks_of(part)) for part in range(3)] == [[0, 1], [2], [3, 4, 5]]
+    places = [manifest.locate(block) for block in range(6)]
+    assert places == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]
+    assert [manifest.wire_bytes(block) for block in range(6)] == [24, 18, 30, 18, 18, 12]
+    for wrong in (-1, 6):
+        with pytest.raises(ProtocolBroken, match=f"no block {wrong}"):
+            manifest.wire_bytes(wrong)
+    for wrong in (-1, 3):
+        with pytest.raises(ProtocolBroken, match=f"no part {wrong}"):
+            manifest.blocks_of(wrong)
+
+
+def test_parts_share_ring_and_owners_and_none_is_missing() -> None:
+    first, *others = three_parts(5)
+    for parts in ((), (first, three_parts(5, bits=48)[1]), (*others, three_parts(4)[0])):
+        manifest = manifest_for(ROSTER)
+        with pytest.raises(ValidationError):
+            SumManifest.model_validate(manifest.model_dump() | {"parts": parts})
+
+
+def test_limits_leave_room_for_the_largest_block_of_any_part() -> None:
+    small, large = (
+        uniform({"a": (size,)}, 8, owners=5, bits=64, block_elements=size) for size in (1, 10**5)
+    )
+    manifest = manifest_for(ROSTER, parts=[small, large, small])
+    assert Limits.of(manifest).message_bytes > 8 * 10**5

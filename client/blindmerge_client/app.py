@@ -7,7 +7,8 @@ It decides nothing and holds nothing. Requests and replies:
                    job without masks, its statistic of the block
     evaluate    request {plan}, the merged tensors that the owner does not have yet
                 -> the scores that the owner publishes
-    either      -> refusal {kind, reason}
+    query.name  -> {name}: who the owner says it is; the secure sum believes signatures alone
+    each        -> refusal {kind, reason} if it went wrong
 
 `block` is the number of the plan's block whose statistic is asked for, or -1.
 A refusal tells the server no more than its kind, and the reason if the server itself is at
@@ -36,6 +37,8 @@ NO_BLOCK = -1
 
 class OwnerLike(Protocol):
     """What the courier asks of an owner."""
+
+    name: str
 
     def answer(
         self, plan: Plan, block: int | None, messages: Sequence[bytes]
@@ -69,6 +72,12 @@ def courier(owner_of: Callable[[Context], OwnerLike]) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         return _answer(message, lambda: owner_of(context), _evaluation)
 
+    @app.query("name")
+    def name(message: Message, context: Context) -> Message:
+        return _guarded(
+            message, lambda: RecordDict({"owner": ConfigRecord({"name": owner_of(context).name})})
+        )
+
     return app
 
 
@@ -90,9 +99,16 @@ def _answer(
     find_owner: Callable[[], OwnerLike],
     handle: Callable[[OwnerLike, _Request], RecordDict],
 ) -> Message:
-    try:
+    def content() -> RecordDict:
         request = _read(message)
-        content = handle(find_owner(), request)
+        return handle(find_owner(), request)
+
+    return _guarded(message, content)
+
+
+def _guarded(message: Message, make: Callable[[], RecordDict]) -> Message:
+    try:
+        content = make()
     except Exception as error:
         # Everything: Flower would send the text of an unknown exception to the server.
         content = RecordDict({"refusal": _refusal(error)})

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from blindmerge.identity import Identity, Roster
+from blindmerge.secagg.secret import OsRandomness
 from support.command import blindmerge, environment
 from support.pico import pico_encoder
 from support.tree import ROOT
@@ -37,6 +39,7 @@ def test_every_command_of_the_readme_is_known() -> None:
         "blindmerge simulate",
         "blindmerge simulate examples/own-data.toml --out out/topics",
         "blindmerge inspect MODEL",
+        "blindmerge verify-transcript FILE --roster SHA256",
     ]
     ci = (ROOT / ".ci" / "run").read_text()
     assert "make demo\n" in ci
@@ -76,9 +79,13 @@ def test_inspect_prints_every_tensor_and_its_rule(tmp_path: Path) -> None:
 def test_the_flower_app_of_the_readme_merges(tmp_path: Path) -> None:
     (program,) = PROGRAMS
     base = pico_encoder(tmp_path / "base", labels=("negative", "positive"))
+    identities = [Identity.generate(f"owner-{owner}", OsRandomness()) for owner in range(3)]
+    roster = Roster.of([identity.member for identity in identities])
+    (tmp_path / "roster").write_bytes(roster.encode())
     for owner in range(3):
         home = tmp_path / f"owner-{owner}"
         home.mkdir()
+        (home / "identity").write_bytes(identities[owner].seed.reveal())
         (home / "train.jsonl").write_text('{"text": "a good film", "label": "positive"}\n' * 9)
         model = AutoModelForSequenceClassification.from_pretrained(base)
         with torch.no_grad():
@@ -98,3 +105,7 @@ def test_the_flower_app_of_the_readme_merges(tmp_path: Path) -> None:
     before = AutoModelForSequenceClassification.from_pretrained(base)
     # Nine equal texts are too few for a Gram matrix: the head is averaged, 0 + 1 + 2 over 3.
     torch.testing.assert_close(merged.classifier.bias, before.classifier.bias + 1.0)
+    command = [*COMMANDS[5].split()[1:2], "transcript", "--roster", roster.sha256.hex()]
+    checked = blindmerge(*command, cwd=tmp_path, cache=None)
+    assert checked.returncode == 0, checked.stderr
+    assert "sum of 3 of 3 owners, signed by 3 of them" in checked.stdout

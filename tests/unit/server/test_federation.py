@@ -27,6 +27,12 @@ name = "south"
 train = "embedded:south/train.jsonl"
 validation = "embedded:south/validation.jsonl.gz"
 test = "embedded:south/test.parquet"
+
+[[owner]]
+name = "west"
+train = "embedded:west/train.jsonl"
+validation = "embedded:west/validation.jsonl.gz"
+test = "embedded:west/test.parquet"
 """
 
 
@@ -65,7 +71,9 @@ def test_a_good_file_is_read_with_its_defaults(folder: Path) -> None:
     assert federation.job.compare == ()
     assert federation.job.examples == 1000
     assert federation.training == TrainingOptions()
-    assert [owner.name for owner in federation.owners] == ["north", "south"]
+    assert [owner.name for owner in federation.owners] == ["north", "south", "west"]
+    assert (federation.job.masks, federation.job.colluders, federation.job.bits) == ("on", None, 64)
+    assert not any(owner.allow_masks_off for owner in federation.owners)
     assert federation.job.base == folder / "model"
     assert federation.owners[0].test == folder / "test.csv"
     assert federation.owners[0].checkpoint is None
@@ -158,13 +166,13 @@ MISTAKES = [
         '"regmean"',
         '"xyz"',
         'job.method: "xyz" is not a merge method; known: average, fisher, '
-        "regmean, task-arithmetic, ties",
+        "progressive, regmean, task-arithmetic, ties",
     ),
     (
         '"regmean"',
         "{ ridge = 1 }",
         'job.method: names no method; add name = "average", "fisher", '
-        '"regmean", "task-arithmetic" or "ties"',
+        '"progressive", "regmean", "task-arithmetic" or "ties"',
     ),
     (
         '"regmean"',
@@ -281,7 +289,7 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
         'job.labels: "a" occurs twice; every label needs its own name',
         f"owner.north.train: {folder}/no.csv does not exist",
         "owner.north.colour: is not a key of this table; known: name, train, validation, test, "
-        "checkpoint",
+        "checkpoint, allow_masks_off",
     ]
 
 
@@ -294,12 +302,61 @@ def test_mistakes_between_owners_are_told_beside_those_within(folder: Path) -> N
 
 
 def test_one_owner_is_too_few(folder: Path) -> None:
-    text = GOOD[: GOOD.rindex("[[owner]]")]
+    text = GOOD[: GOOD.index('[[owner]]\nname = "south"')]
     assert refusal(folder, text) == ["owner: 1 is too few; a simulation takes at least 2 owners"]
 
 
+OFF = GOOD.replace("[job]", '[job]\nmasks = "off"')
+ALLOWED = OFF.replace("[[owner]]", "[[owner]]\nallow_masks_off = true")
+
+
+def test_without_masks_every_owner_must_allow_it(folder: Path) -> None:
+    assert read(folder, ALLOWED).job.masks == "off"
+    reason = 'is not true, but the job has masks = "off"; every owner must allow it'
+    assert refusal(folder, OFF) == [
+        f"owner.{owner}.allow_masks_off: {reason}" for owner in ("north", "south", "west")
+    ]
+    for refused in ("= false", ""):
+        text = ALLOWED.replace(
+            "allow_masks_off = true", f"allow_masks_off {refused}" * bool(refused), 1
+        )
+        assert refusal(folder, text) == [f"owner.north.allow_masks_off: {reason}"]
+
+
+def test_masks_may_be_allowed_off_and_be_on(folder: Path) -> None:
+    assert read(folder, ALLOWED.replace('"off"', '"on"')).job.masks == "on"
+
+
+def test_two_owners_need_masks_off(folder: Path) -> None:
+    assert refusal(folder, GOOD[: GOOD.rindex("[[owner]]")]) == [
+        "owner: 2 are too few for masks, since each would learn the other's numbers from the sum; "
+        'use at least 3 owners, or masks = "off"'
+    ]
+    assert len(read(folder, ALLOWED[: ALLOWED.rindex("[[owner]]")]).owners) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ("colluders = 2", "job.colluders: 2 of 3 owners leave no two honest ones"),
+        ("colluders = 0", "job.colluders: 0 is out of range; it must be at least 1"),
+        ("colluders = 1.0", "job.colluders: 1.0 is not a whole number"),
+        ("bits = 32", "job.bits: 32 is not allowed; choose 48 or 64"),
+        ('masks = "some"', 'job.masks: "some" is not allowed; choose "on" or "off"'),
+        ("masks = false", 'job.masks: false is not allowed; choose "on" or "off"'),
+    ],
+)
+def test_wrong_masks_are_named(folder: Path, line: str, mistake: str) -> None:
+    assert refusal(folder, GOOD.replace("[job]", f"[job]\n{line}")) == [mistake]
+
+
+def test_masks_can_be_narrow_and_strict(folder: Path) -> None:
+    job = read(folder, GOOD.replace("[job]", "[job]\nbits = 48\ncolluders = 1")).job
+    assert (job.bits, job.colluders) == (48, 1)
+
+
 def test_an_owner_in_single_brackets_is_told_about_brackets(folder: Path) -> None:
-    text = GOOD[: GOOD.rindex("[[owner]]")].replace("[[owner]]", "[owner]")
+    text = GOOD[: GOOD.index('[[owner]]\nname = "south"')].replace("[[owner]]", "[owner]")
     assert refusal(folder, text) == [
         "owner: write [[owner]] with two brackets, one such table per organisation"
     ]
@@ -356,10 +413,11 @@ def test_embedded_paths_cannot_leave_their_folder(folder: Path, path: str) -> No
 
 def test_resolve_replaces_embedded_paths_by_real_ones(folder: Path) -> None:
     embedded = folder / "embedded"
-    (embedded / "south").mkdir(parents=True)
     names = {"train": "train.jsonl", "validation": "validation.jsonl.gz", "test": "test.parquet"}
-    for name in names.values():
-        (embedded / "south" / name).write_text("")
+    for owner in ("south", "west"):
+        (embedded / owner).mkdir(parents=True)
+        for name in names.values():
+            (embedded / owner / name).write_text("")
     federation = read(folder, GOOD)
     assert federation.needs_embedded
     resolved = federation.resolve(embedded)
@@ -376,9 +434,12 @@ def test_resolve_names_every_path_that_leads_nowhere(folder: Path) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         read(folder, GOOD.replace('"model"', '"embedded:model"')).resolve(embedded)
     assert caught.value.message.splitlines() == [
-        f"{folder / 'federation.toml'} has 4 mistakes:",
+        f"{folder / 'federation.toml'} has 7 mistakes:",
         f"  job.base: {embedded}/model does not exist",
         f"  owner.south.train: {embedded}/south/train.jsonl does not exist",
         f"  owner.south.validation: {embedded}/south/validation.jsonl.gz does not exist",
         f"  owner.south.test: {embedded}/south/test.parquet does not exist",
+        f"  owner.west.train: {embedded}/west/train.jsonl does not exist",
+        f"  owner.west.validation: {embedded}/west/validation.jsonl.gz does not exist",
+        f"  owner.west.test: {embedded}/west/test.parquet does not exist",
     ]

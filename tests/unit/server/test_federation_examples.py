@@ -1,9 +1,10 @@
 """The embedded federation and the files in `examples/`."""
 
+import re
 import tomllib
 
 from blindmerge_client.data import read_examples
-from blindmerge_server.simulate.federation import Job, default_federation, read_federation
+from blindmerge_server.simulate.federation import Job, Owner, default_federation, read_federation
 from support.tree import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -36,6 +37,13 @@ def test_the_example_with_own_data_is_whole() -> None:
 
 def test_the_example_with_own_data_shows_every_key_of_a_job_and_an_owner() -> None:
     text = (EXAMPLES / "own-data.toml").read_text()
-    raw = tomllib.loads(text.replace("# checkpoint", "checkpoint"))
+    raw = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
     assert Job.model_fields.keys() - raw["job"].keys() == {"compare"}
-    assert raw["owner"][0].keys() == {"name", "train", "validation", "test", "checkpoint"}
+    assert raw["owner"][0].keys() == Owner.model_fields.keys()
+
+
+def test_the_examples_are_summed_under_masks() -> None:
+    files = sorted(EXAMPLES.glob("*.toml"))
+    assert len(files) >= 2
+    for file in files:
+        assert read_federation(file).job.masks == "on"

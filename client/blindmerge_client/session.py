@@ -5,10 +5,12 @@ is sent. All its state lies in its folder, so that a process that died can be st
 """
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from blindmerge import canonical
@@ -16,18 +18,19 @@ from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_f
 from blindmerge.errors import ConfigInvalid, DataInvalid, PeerInvalid, SchemaMismatch
 from blindmerge.files import replacing
 from blindmerge.manifest import Block
-from blindmerge.merge import BlockEvidence, Evidence, Fisher, GramEvidence
+from blindmerge.merge import BlockEvidence, CrossGramEvidence, Evidence, Fisher, GramEvidence
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array, Statistic
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
-from blindmerge_client.collect.gram import collect_grams
+from blindmerge_client.collect.gram import collect_cross_grams, collect_grams
 from blindmerge_client.collect.runner import BlockRunner
 from blindmerge_client.data import Text
 from blindmerge_client.models import check_max_length, load_model, load_tokenizer
 
 __all__ = ["Session"]
 
+_MERGED_STATES = "merged-states"
 _BATCH_SIZE = 64
 _FISHER_BATCH_SIZE = 8  # a gradient per example: larger batches only fill the cache
 
@@ -57,7 +60,7 @@ class Session:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._bind_folder()
-        self._writer = CheckpointWriter(folder / "merged", self._base)
+        self._writer = CheckpointWriter(folder / "merged", self._base, plan.blocks)
 
     def _check(self) -> None:
         # The coordinator reads these messages: no path of ours.
@@ -110,6 +113,7 @@ class Session:
             tokens=sum(int(batch.inputs["attention_mask"].sum()) for batch in self._batches),
             grams=self._grams(asked),
             fishers=self._fishers(asked),
+            cross_grams=self._cross_grams(block),
         )
 
     def receive(self, merged: Tensors) -> None:
@@ -122,6 +126,9 @@ class Session:
         for number, block in enumerate(self.plan.blocks):
             if not block.shapes.keys().isdisjoint(rest):
                 tensors = {name: rest.pop(name) for name in block.shapes if name in rest}
+                if self._writer.has(number):
+                    # The job runs again: what was computed from the old tensors is void.
+                    shutil.rmtree(self.folder / _MERGED_STATES, ignore_errors=True)
                 self._writer.write(number, tensors)
         if rest:
             raise SchemaMismatch(f"{len(rest)} merged tensors are not in the plan")
@@ -151,13 +158,34 @@ class Session:
 
     @cached_property
     def _runner(self) -> BlockRunner:
-        modules = [block.module for block in self.plan.blocks if block.module]
-        return BlockRunner(self._model, modules, self._batches, self.folder / "states")
+        return self._runner_of(self._model, "states")
+
+    @cached_property
+    def _merged_runner(self) -> BlockRunner:
+        """Of the model merged so far; what is not merged yet is the owner's."""
+        return self._runner_of(load_model(self._own.path), _MERGED_STATES)
+
+    def _runner_of(self, model: PreTrainedModel, states: str) -> BlockRunner:
+        modules = [block.module for block in self.plan.manifest.blocks if block.module]
+        return BlockRunner(model, modules, self._batches, self.folder / states)
 
     def _grams(self, block: Block) -> dict[str, GramEvidence]:
         if Evidence.GRAM not in self.plan.method.needs:
             return {}
         return collect_grams(self._model, self._runner, block)
+
+    def _cross_grams(self, number: int) -> dict[str, CrossGramEvidence]:
+        if Evidence.CROSS_GRAM not in self.plan.method.needs:
+            return {}
+        runner = self._merged_runner
+        for before in range(number):
+            if not self._writer.has(before):
+                raise PeerInvalid(f"block {number} is asked for before block {before} is delivered")
+            tensors = self._writer.read(before)
+            runner.model.load_state_dict(
+                {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False
+            )
+        return collect_cross_grams(runner, self._runner, self._block(number))
 
     def _fishers(self, block: Block) -> dict[str, Array]:
         method = self.plan.method

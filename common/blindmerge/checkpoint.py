@@ -6,7 +6,7 @@ No torch: a server that only sums and solves does not need it, and nothing is un
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from blindmerge import canonical
 from blindmerge.errors import CheckpointInvalid, NotFinite, SchemaMismatch
 from blindmerge.files import replacing
-from blindmerge.manifest import Manifest, describe
+from blindmerge.manifest import Block, Manifest, describe
 from blindmerge.statistic import Array
 
 __all__ = ["Checkpoint", "CheckpointWriter", "Tensors", "check_fine_tuned"]
@@ -219,13 +219,14 @@ def _cosine(own: Checkpoint, base: Checkpoint) -> float:
 class CheckpointWriter:
     """Writes a merged checkpoint, one shard per block, in the base's dtypes.
 
+    blocks: what it is merged in, every tensor once; those of the base's manifest if left out.
     A shard is whole or absent; the index comes last, so an unfinished folder does not load.
     """
 
-    def __init__(self, path: Path, base: Checkpoint) -> None:
+    def __init__(self, path: Path, base: Checkpoint, blocks: Sequence[Block] | None = None) -> None:
         self.path = path
         self._base = base
-        self._blocks = base.manifest.blocks
+        self._blocks = base.manifest.blocks if blocks is None else tuple(blocks)
 
     def write(self, index: int, weights: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Writes block number `index`; returns its tensors in the dtypes of the base.

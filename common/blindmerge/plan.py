@@ -107,10 +107,10 @@ class Plan(BaseModel):
             raise ValueError("the labels of words are not O, B-x and I-x")
         return self
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """What the model is merged in, in forward order; the statistic of one is a part."""
-        return self.manifest.blocks
+        return self.method.blocks_of(self.manifest)
 
     @property
     def phases(self) -> tuple[tuple[int, ...], ...]:
@@ -166,14 +166,4 @@ class Plan(BaseModel):
 
         Raises NotCanonical or PeerInvalid; bytes that decode encode back to themselves.
         """
-        value = canonical.decode(data)
-        try:
-            plan = cls.model_validate(canonical.tuples(value))
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            # A peer chose these names: no control characters on a person's terminal.
-            where = ascii(".".join(str(part) for part in first["loc"]))[:100]
-            raise PeerInvalid(f"the plan is invalid at {where}: {first['msg']}") from error
-        if plan.encode() != data:
-            raise PeerInvalid("a field of the plan is left out, or a number has another type")
-        return plan
+        return canonical.decode_as(cls, data, "the plan")

@@ -83,7 +83,7 @@ class Merge(Strategy):
         self.plan = plan
         self.record = JobRecord(proofs=sums.proofs)
         self._base = base
-        self._writer = CheckpointWriter(out, base)
+        self._writer = CheckpointWriter(out, base, plan.blocks)
         self._nodes = dict(nodes)
         self._sums = sums
         self._exchanges, self._last_delivery = exchanges(plan)

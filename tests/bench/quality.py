@@ -208,12 +208,12 @@ def merge_all(suite: Suite, models: Models, out: Path) -> dict[str, list[Path]]:
 def merge(suite: Suite, models: Models, jobs: Sequence[tuple[Plan, Path]], work: Path) -> None:
     """Merges by plans whose statistics come from the same evidence, each into its folder."""
     base = Checkpoint(models.base)
-    writers = [(plan, CheckpointWriter(folder, base)) for plan, folder in jobs]
+    writers = [(plan, CheckpointWriter(folder, base, plan.blocks)) for plan, folder in jobs]
     sessions = [
         Session(jobs[0][0], models.base, own, suite.train[domain].texts, work / domain)
         for domain, own in models.own.items()
     ]
-    for number, block in enumerate(base.manifest.blocks):
+    for number, block in enumerate(jobs[0][0].blocks):
         evidence = [session.evidence(number) for session in sessions]
         weights = base.read(block.shapes)
         for plan, writer in writers:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from blindmerge.errors import PeerInvalid
-from blindmerge.manifest import Block
+from blindmerge.manifest import Block, Manifest
 from blindmerge.statistic import Array, Schema, Statistic
 
 __all__ = [
@@ -123,6 +123,10 @@ class Options(BaseModel):
         """The same method for an owner of a handful of examples, whose numbers are a sample."""
         return self
 
+    def blocks_of(self, manifest: Manifest) -> tuple[Block, ...]:
+        """What a model is merged in: every tensor once, in forward order."""
+        return manifest.blocks
+
 
 class MergeMethod(Protocol):
     """The interface of a merge method.
@@ -141,6 +145,9 @@ class MergeMethod(Protocol):
 
     def for_sample(self) -> Self:
         """The same method for an owner of a handful of examples, whose numbers are a sample."""
+
+    def blocks_of(self, manifest: Manifest) -> tuple[Block, ...]:
+        """What a model is merged in: every tensor once, in forward order."""
 
     def schema_of(self, block: Block) -> Schema:
         """Names and shapes of what an owner sends for `block`; depends on the plan only."""

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.errors import CheckpointInvalid, NotFinite, ResourceMissing, SchemaMismatch
+from blindmerge.merge import Progressive
 from support.jobs import LABELS, edit_weights
 from support.pico import Architecture, pico_encoder
 
@@ -46,6 +47,19 @@ def test_what_is_written_is_read_again(architecture: Architecture, tmp_path: Pat
     assert not any(report.values()), report
     for name, tensor in loaded.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), Checkpoint(base).read([name])[name])
+
+
+def test_blocks_of_the_callers_own_are_shards(base: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(base)
+    blocks = Progressive().blocks_of(checkpoint.manifest)
+    assert len(blocks) > len(checkpoint.manifest.blocks)
+    writer = CheckpointWriter(tmp_path / "out", checkpoint, blocks)
+    for index, block in enumerate(blocks):
+        writer.write(index, checkpoint.read(block.shapes))
+        assert writer.read(index).keys() == block.shapes.keys()
+    writer.finish()
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(blocks)
+    assert Checkpoint(tmp_path / "out").sha256 == checkpoint.sha256
 
 
 def test_an_unfinished_folder_does_not_load(base: Path, tmp_path: Path) -> None:

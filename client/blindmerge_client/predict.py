@@ -1,38 +1,20 @@
 """What models predict for texts or for words."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from blindmerge.errors import DataInvalid
 from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.data import Examples, Text
 from blindmerge_client.models import check_max_length, has_bfloat16, load_model, load_tokenizer
 
-__all__ = ["Scores", "ensemble", "predict", "predict_all", "predict_with", "score", "softmax"]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How good predictions are.
-
-    accuracy: part of the texts with the right label.
-    macro_f1: unweighted mean of F1 over the labels that occur in the gold labels; a label
-        that is only predicted has no F1 of its own, and lowers those of others.
-    examples: how many texts.
-    """
-
-    accuracy: float
-    macro_f1: float
-    examples: int
+__all__ = ["ensemble", "predict", "predict_all", "predict_with", "softmax"]
 
 
 def predict(
@@ -108,34 +90,12 @@ def _by_word(
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities [texts, labels]; rows add up to 1."""
+    """Probabilities [rows, labels]; rows add up to 1."""
     # The largest logit becomes 0, so that exp does not overflow.
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def ensemble(logits: Sequence[Array]) -> Array:
-    """Mean of the models' probabilities, [texts, labels].   logits: one array per model."""
+    """Mean of the models' probabilities, [rows, labels].   logits: one array per model."""
     return np.asarray(np.mean([softmax(each) for each in logits], axis=0))
-
-
-def score(predictions: Array, labels: Sequence[int]) -> Scores:
-    """Compares the label with the highest logit or probability with the right one.
-
-    predictions: [texts, labels].   labels: the right label of each text.
-    Raises DataInvalid if there are no texts or their numbers differ.
-    """
-    gold = np.asarray(labels)
-    if len(gold) == 0 or len(gold) != len(predictions):
-        raise DataInvalid(f"{len(predictions)} predictions cannot be scored on {len(gold)} labels")
-    predicted = predictions.argmax(axis=1)
-    return Scores(
-        accuracy=float(np.mean(predicted == gold)),
-        macro_f1=float(np.mean([_f1(predicted == label, gold == label) for label in set(labels)])),
-        examples=len(gold),
-    )
-
-
-def _f1(predicted: npt.NDArray[np.bool_], gold: npt.NDArray[np.bool_]) -> float:
-    """2 TP / (2 TP + FP + FN), whose denominator is |predicted| + |gold|; gold is not empty."""
-    return float(2 * np.sum(predicted & gold) / (np.sum(predicted) + np.sum(gold)))

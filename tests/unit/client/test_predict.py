@@ -1,17 +1,13 @@
-"""Predictions are the model's, in the texts' order; scores are their definitions."""
+"""Predictions are the model's, in the order of texts and words."""
 
 import math
-from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid
+from blindmerge.errors import CheckpointInvalid, ConfigInvalid
 from blindmerge_client import predict as module
 from blindmerge_client.data import Examples
 from blindmerge_client.models import load_model, load_tokenizer
@@ -20,7 +16,6 @@ from blindmerge_client.predict import (
     predict,
     predict_all,
     predict_with,
-    score,
     softmax,
 )
 from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
@@ -128,43 +123,6 @@ def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
 def test_an_encoder_without_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointInvalid, match=r"no rules.*'BertModel'"):
         predict(pico_encoder(tmp_path), ["good"], max_length=8)
-
-
-CASES = st.integers(2, 4).flatmap(
-    lambda labels: st.lists(
-        st.tuples(st.integers(0, labels - 1), st.integers(0, labels - 1)), min_size=1, max_size=30
-    )
-)
-
-
-@given(CASES)
-def test_scores_are_their_definitions(pairs: Sequence[tuple[int, int]]) -> None:
-    predicted, gold = zip(*pairs, strict=True)
-    found = score(np.eye(4)[list(predicted)], gold)
-    assert found.examples == len(pairs)
-    assert found.accuracy == pytest.approx(sum(p == g for p, g in pairs) / len(pairs), rel=1e-15)
-    f1 = []
-    for label in sorted(set(gold)):
-        hits = sum(p == g == label for p, g in pairs)
-        precision = Fraction(hits, max(1, predicted.count(label)))
-        recall = Fraction(hits, gold.count(label))
-        both = precision + recall
-        f1.append(2 * precision * recall / both if both else Fraction(0))
-    # A sum of at most 4 quotients of exact integers, and one division: 6 roundings.
-    assert found.macro_f1 == pytest.approx(float(sum(f1) / len(f1)), rel=6 * 2**-53)
-
-
-def test_scores_of_a_published_example() -> None:
-    # scikit-learn's documentation of f1_score: macro average of this case is 0.26...
-    predicted, gold = [0, 2, 1, 0, 0, 1], [0, 1, 2, 0, 1, 2]
-    assert score(np.eye(3)[predicted], gold).macro_f1 == pytest.approx(4 / 15, rel=1e-15)
-
-
-def test_scores_need_as_many_labels_as_predictions() -> None:
-    with pytest.raises(DataInvalid, match="2 predictions"):
-        score(np.eye(2), [0])
-    with pytest.raises(DataInvalid, match="0 predictions"):
-        score(np.empty((0, 2)), [])
 
 
 def test_softmax_of_large_and_small_logits() -> None:

@@ -115,7 +115,9 @@ def _job(masks: Masks | None) -> Job:
 
 def _owner(name: str, rng: np.random.Generator, missing: bool) -> Owner:
     train = int(rng.integers(400, 3000))
-    gone = Missing(method="regmean", step="R2 masked input: encoder.layer.3", reason="its process ended")
+    gone = Missing(
+        method="regmean", step="R2 masked input: encoder.layer.3", reason="its process ended"
+    )
     return Owner(
         name=name,
         examples=Examples(train=train, validation=train // 10, test=train // 5),

@@ -58,7 +58,7 @@ def test_the_scores_name_every_system_with_its_means(owners: Sequence[str]) -> N
     assert squeezed([system.name for system in report.scores]) <= set(written)
     for system in report.scores:
         assert percent(system.mean.accuracy) in written
-        assert percent(system.mean.macro_f1) in written
+        assert percent(system.mean.f1) in written
     assert {"accuracy,%ofthetesttexts", "macro-F1,%"} <= set(written)
 
 
@@ -72,14 +72,14 @@ def test_the_matrix_names_every_model_and_owner_with_every_score(owners: Sequenc
     for system in models:
         for score in system.scores:
             assert percent(score.accuracy) in written
-            assert percent(score.macro_f1) in written
+            assert percent(score.f1) in written
 
 
 def test_the_scores_have_one_dot_per_test_set_at_its_place() -> None:
     report = make_report(FOUR)
     left, right = draw_scores(report).axes
     ordered = sorted(report.scores, key=lambda system: system.mean.accuracy)
-    for axes, measure in ((left, "accuracy"), (right, "macro_f1")):
+    for axes, measure in ((left, "accuracy"), (right, "f1")):
         dots = [
             line
             for line in axes.get_lines()
@@ -144,7 +144,7 @@ def test_equal_scores_can_be_drawn(tmp_path: Path) -> None:
     dumped = make_report(FOUR).model_dump()
     for system in dumped["scores"]:
         for score in (*system["scores"], system["mean"]):
-            score |= {"accuracy": 1.0, "macro_f1": 1.0}
+            score |= {"accuracy": 1.0, "f1": 1.0}
     report = Report.model_validate(dumped)
     plot_scores(report, tmp_path / "scores.png")
     plot_matrix(report, tmp_path / "matrix.png")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -34,7 +35,7 @@ def test_every_field_is_described() -> None:
     document = report_json_schema()
     tables = {"Report": document} | document["$defs"]
     tables.pop("JsonValue")  # any JSON at all
-    assert len(tables) == 13
+    assert len(tables) == 14
     for name, table in tables.items():
         assert table["description"], name
         for field, content in table["properties"].items():
@@ -47,15 +48,20 @@ def test_a_report_keeps_the_schema_by_a_second_implementation() -> None:
     checker = jsonschema.Draft202012Validator(document)
     report = make_report(LONG_NAMES, missing="films", starved=True)
     checker.validate(report.model_dump(mode="json"))
-    broken = report.model_dump(mode="json") | {"schema_version": 2}
+    broken = report.model_dump(mode="json") | {"schema_version": 1}
     assert not checker.is_valid(broken)
 
 
 def test_the_first_fields_say_what_the_server_saw() -> None:
-    dumped = make_report(("a", "b")).model_dump(mode="json")
-    assert list(dumped)[:2] == ["masks", "protection"]
-    assert dumped["masks"] is False
-    assert dumped["protection"] == MASKS_OFF
+    for masked, words in (
+        (True, "masks on: the server saw sums over 3 owners"),
+        (False, MASKS_OFF),
+    ):
+        dumped = make_report(("a", "b", "c", "d"), masked=masked).model_dump(mode="json")
+        assert list(dumped)[:2] == ["masks", "protection"]
+        assert dumped["masks"] is masked
+        assert dumped["protection"].startswith(words)
+        assert (dumped["job"]["masks"] is None) is not masked
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
@@ -75,12 +81,12 @@ def test_the_mean_counts_every_test_set_the_same() -> None:
     rng = np.random.default_rng(1)
     pairs = rng.uniform(size=(5, 2))
     scores = [
-        DataScore(data=f"owner-{n}", accuracy=float(a), macro_f1=float(f), examples=10**n)
+        DataScore(data=f"owner-{n}", accuracy=float(a), f1=float(f), examples=10**n)
         for n, (a, f) in enumerate(pairs)
     ]
     mean = SystemScores.of("average", "merged", "simple average", scores).mean
     # Five additions and a division, each within 2^-53 of numbers below 5.
-    np.testing.assert_allclose((mean.accuracy, mean.macro_f1), pairs.mean(axis=0), atol=5 * 2**-51)
+    np.testing.assert_allclose((mean.accuracy, mean.f1), pairs.mean(axis=0), atol=5 * 2**-51)
 
 
 def test_scores_of_other_owners_are_refused() -> None:
@@ -105,9 +111,24 @@ def test_an_owner_without_a_model_has_no_scores() -> None:
     assert Report.model_validate(dumped).scored == ("a", "c")
 
 
-def test_a_method_that_the_job_does_not_know_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("sums",), ()),
+        (("layers",), ()),
+        (("seconds", "methods"), 1.0),
+        (("seconds", "exchanges"), {}),
+        (("owners", 0, "bytes_sent"), 1),
+    ],
+)
+def test_a_method_that_the_job_does_not_know_is_refused(
+    path: tuple[str | int, ...], value: object
+) -> None:
     dumped = make_report(("a", "b")).model_dump()
-    dumped["phases"]["ties"] = ()
+    table: Any = dumped
+    for key in path:
+        table = table[key]
+    table["ties"] = value
     with pytest.raises(ValidationError, match="'ties' is not the id of a method of the job"):
         Report.model_validate(dumped)
 

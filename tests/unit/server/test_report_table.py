@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from blindmerge_server.report.schema import Report
+from blindmerge_server.report.schema import MASKS_OFF, Report
 from blindmerge_server.report.table import render
 from blindmerge_server.report.wording import best_merged, duration, fold, name_of, percent, size
 from support.reports import LONG_NAMES, make_report
@@ -42,9 +42,9 @@ def test_nothing_is_cut_off(owners: int) -> None:
     text = page(report)
     assert "…" not in text
     for system in report.scores:
-        pairs = [(score.accuracy, score.macro_f1) for score in system.scores]
-        for accuracy, macro_f1 in [*pairs, (system.mean.accuracy, system.mean.macro_f1)]:
-            assert f"{percent(accuracy)}/{percent(macro_f1)}" in text
+        pairs = [(score.accuracy, score.f1) for score in system.scores]
+        for accuracy, f1 in [*pairs, (system.mean.accuracy, system.mean.f1)]:
+            assert f"{percent(accuracy)}/{percent(f1)}" in text
     for owner in report.owners:
         for piece in fold(owner.name, 10).splitlines():
             assert piece in text
@@ -67,7 +67,7 @@ def test_perfect_scores_fit() -> None:
     perfect = report.model_dump()
     for system in perfect["scores"]:
         for score in (*system["scores"], system["mean"]):
-            score |= {"accuracy": 1.0, "macro_f1": 1.0}
+            score |= {"accuracy": 1.0, "f1": 1.0}
     text = page(Report.model_validate(perfect))
     assert text.count("100.0/100.0") == 5 * len(report.scores)
     assert max(map(len, text.splitlines())) <= 80
@@ -85,10 +85,18 @@ def test_an_ascii_terminal_gets_ascii() -> None:
 
 
 def test_the_top_says_whether_masks_were_on() -> None:
+    for masked, words in ((True, "masks on: "), (False, MASKS_OFF)):
+        report = make_report(FOUR, masked=masked)
+        assert page(report).splitlines()[1].strip() == report.protection
+        assert report.protection.startswith(words)
+
+
+def test_masks_are_told_with_their_thresholds_if_there_are_any() -> None:
     report = make_report(FOUR)
-    assert page(report).splitlines()[1].strip() == report.protection
-    masked = report.model_copy(update={"masks": True, "protection": "masks on: only sums"})
-    assert page(masked).splitlines()[1].strip() == "masks on: only sums"
+    assert report.job.masks is not None
+    expected = "3 of 4 owners must stay to the end; safe while at most 1 help the server; 64 bits"
+    assert f"masks {expected}" in words(report)
+    assert "must stay" not in words(make_report(FOUR, masked=False))
 
 
 def test_the_best_merged_row_is_marked_and_no_other() -> None:
@@ -111,9 +119,12 @@ def test_a_run_without_a_merged_model_has_no_best() -> None:
     assert "merged from sums" not in text
 
 
-def test_a_missing_owner_is_told_with_phase_and_reason() -> None:
+def test_a_missing_owner_is_told_with_step_and_reason() -> None:
     text = words(make_report(FOUR, missing="films"))
-    assert "films is missing since encoder.layer.3 (RegMean): its process ended" in text
+    assert (
+        "films is missing since R2 masked input: encoder.layer.3 (RegMean): its process ended"
+        in text
+    )
     assert "all 4 are in every sum" in words(make_report(FOUR))
 
 

@@ -13,11 +13,13 @@ several encodings of one value. The tests compare it with `cbor2`.
 import math
 import struct
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from blindmerge.errors import NotCanonical
+from pydantic import BaseModel, ValidationError
 
-__all__ = ["Value", "decode", "encode", "tuples"]
+from blindmerge.errors import NotCanonical, PeerInvalid
+
+__all__ = ["Value", "decode", "decode_as", "encode", "tuples"]
 
 Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
 
@@ -48,6 +50,27 @@ def decode(data: bytes) -> Value:
     if end != len(data):
         raise NotCanonical(f"{len(data) - end} bytes follow the encoded value")
     return value
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def decode_as(kind: type[_Model], data: bytes, what: str) -> _Model:
+    """The model of type `kind` with these canonical bytes.   what: its name in messages.
+
+    Raises NotCanonical or PeerInvalid; bytes that decode encode back to themselves.
+    """
+    value = decode(data)
+    try:
+        model = kind.model_validate(tuples(value))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        # A peer chose these names: no control characters on a person's terminal.
+        where = ascii(".".join(str(part) for part in first["loc"]))[:100]
+        raise PeerInvalid(f"{what} is invalid at {where}: {first['msg']}") from error
+    if encode(model.model_dump()) != data:
+        raise PeerInvalid(f"a field of {what} is left out, or a number has another type")
+    return model
 
 
 def _write_head(out: bytearray, major: int, argument: int) -> None:

@@ -11,11 +11,11 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blindmerge import canonical
 from blindmerge.encoding import Layout
-from blindmerge.errors import PeerInvalid, PolicyRefused, ProtocolBroken
+from blindmerge.errors import PolicyRefused, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.secagg.graph import (
     COMPLETE_UP_TO,
@@ -181,18 +181,7 @@ class SumManifest(BaseModel):
     @classmethod
     def decode(cls, data: bytes) -> "SumManifest":
         """The manifest with these canonical bytes.   Raises NotCanonical or PeerInvalid."""
-        value = canonical.decode(data)
-        try:
-            manifest = cls.model_validate(canonical.tuples(value))
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise PeerInvalid(
-                f"the manifest of the sum is invalid at '{where}': {first['msg']}"
-            ) from error
-        if manifest.encoded != data:
-            raise PeerInvalid("the manifest of the sum leaves out fields")
-        return manifest
+        return canonical.decode_as(cls, data, "the manifest of the sum")
 
 
 @dataclass(frozen=True, slots=True)

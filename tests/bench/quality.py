@@ -207,13 +207,13 @@ def merge_all(suite: Suite, models: Models, out: Path) -> dict[str, list[Path]]:
 
 def merge(suite: Suite, models: Models, jobs: Sequence[tuple[Plan, Path]], work: Path) -> None:
     """Merges by plans whose statistics come from the same evidence, each into its folder."""
-    base = Checkpoint(models.base)
+    base, first = Checkpoint(models.base), jobs[0][0]
     writers = [(plan, CheckpointWriter(folder, base, plan.blocks)) for plan, folder in jobs]
     sessions = [
-        Session(jobs[0][0], models.base, own, suite.train[domain].texts, work / domain)
+        Session(first, models.base, own, suite.train[domain].texts, work / domain)
         for domain, own in models.own.items()
     ]
-    for number, block in enumerate(jobs[0][0].blocks):
+    for number, block in enumerate(first.blocks):
         evidence = [session.evidence(number) for session in sessions]
         weights = base.read(block.shapes)
         for plan, writer in writers:

@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
-from blindmerge.manifest import Group
+from blindmerge.manifest import Group, Task
 from blindmerge.merge import RegMean
 from blindmerge.statistic import Array
 from blindmerge_client.batches import batches
 from blindmerge_client.models import load_model, load_tokenizer
-from blindmerge_server.rounds import PhaseSum, solve_phase
+from blindmerge_server.rounds import BlockSum, solve_block
 from support.captured import captured_rows
 from support.evidence import stacked
 from support.jobs import Job, make_job
@@ -23,20 +27,21 @@ from support.pico import Architecture
 
 ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
 OWNERS = 3
+each_task = pytest.mark.parametrize("task", get_args(Task))
 
 
 def merge(job: Job) -> Path:
     """The whole job without any transport; returns the merged checkpoint's folder."""
     base = Checkpoint(job.base)
-    writer = CheckpointWriter(job.folder / "merged", base)
+    writer = CheckpointWriter(job.folder / "merged", base, job.plan.blocks)
     sessions = [job.session(owner) for owner in range(len(job.owners))]
-    for phase in range(len(job.plan.phases)):
-        phase_sum = PhaseSum(job.plan, phase)
+    for number in range(len(job.plan.blocks)):
+        block_sum = BlockSum(job.plan, number)
         for owner, session in enumerate(sessions):
-            phase_sum.add(f"owner-{owner}", session.contribute(phase).arrays)
-        merged = solve_phase(job.plan, phase, phase_sum, base, writer)
+            block_sum.add(f"owner-{owner}", session.contribute(number).arrays)
+        solve_block(job.plan, block_sum.total(), base, writer)
         for session in sessions:
-            session.receive(phase, merged.tensors)
+            session.receive(writer.read(number))
     writer.finish()
     return job.folder / "merged"
 
@@ -65,16 +70,18 @@ def least_squares(
     return solved
 
 
+@each_task
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_merged_layers_are_the_least_squares_solution_over_all_inputs(
-    architecture: Architecture, tmp_path: Path
+    architecture: Architecture, task: Task, tmp_path: Path
 ) -> None:
-    # rows_factor 0: also the head, which has few sequences, is solved and not averaged.
-    job = make_job(tmp_path, architecture, owners=OWNERS, texts=30, ridge=0.01, rows_factor=0.0)
+    # rows_factor 0: also the head of texts, which has few rows, is solved and not averaged.
+    options: dict[str, Any] = {"ridge": 0.01, "rows_factor": 0.0}
+    job = make_job(tmp_path, architecture, owners=OWNERS, texts=30, task=task, **options)
     merged = Checkpoint(merge(job))
     method = job.plan.method
     assert isinstance(method, RegMean)
-    groups = [group for block in job.plan.phases for group in block.groups]
+    groups = [group for block in job.plan.blocks for group in block.groups]
     tokenizer = load_tokenizer(job.base)
     rows = [
         captured_rows(load_model(own), groups, batches(tokenizer, texts, 32, 64))
@@ -104,7 +111,7 @@ def test_what_is_averaged_is_the_mean(architecture: Architecture, tmp_path: Path
     job = make_job(tmp_path, architecture, owners=OWNERS)
     merged = Checkpoint(merge(job))
     own = [Checkpoint(path).read(merged.shapes) for path in job.owners]
-    names = {mean.name for block in job.plan.phases for mean in block.means}
+    names = {mean.name for block in job.plan.blocks for mean in block.means}
     assert len(names) >= 9
     for name, array in merged.read(names).items():
         # Half a unit of float32, and a few roundings of float64.
@@ -129,18 +136,26 @@ def test_equal_owners_give_their_checkpoint_back_bit_for_bit(
     assert merged.sha256 == own.sha256
 
 
+@each_task
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_merged_model_loads_and_predicts(architecture: Architecture, tmp_path: Path) -> None:
-    merged = merge(make_job(tmp_path, architecture))
-    kind: Any = AutoModelForSequenceClassification
+def test_the_merged_model_loads_and_predicts(
+    architecture: Architecture, task: Task, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, architecture, task=task)
+    merged = merge(job)
+    kind: Any = {
+        "single-label": AutoModelForSequenceClassification,
+        "token-classification": AutoModelForTokenClassification,
+    }[task]
     model, report = kind.from_pretrained(merged, output_loading_info=True)
     assert not any(report.values()), report
-    assert model.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert model.config.id2label == dict(enumerate(job.plan.labels))
     tokenizer: Any = AutoTokenizer
     inputs = tokenizer.from_pretrained(merged)(["good film"], return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits
-    assert logits.shape == (1, 3)
+    # Two words with two special tokens.
+    assert logits.shape == {"single-label": (1, 3), "token-classification": (1, 4, 3)}[task]
     assert torch.isfinite(logits).all()
 
 

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from blindmerge.encoding import Bits, Layout, calibrate, error_bound, uniform
-from blindmerge.merge import METHODS, Average, Fisher, MergeMethod, RegMean, TaskArithmetic, Ties
+from blindmerge.merge import METHODS, Average, Fisher, MergeMethod, TaskArithmetic, Ties
+from blindmerge.merge.least_squares import LeastSquares
 from blindmerge.secagg.messages import Limits
 from blindmerge.statistic import Array, Statistic, unpack_symmetric
 from support.evidence import Owner, make_owners, small_block, summed
@@ -115,8 +116,8 @@ def tolerances(method: MergeMethod, sums: Errors) -> dict[str, Array]:
             found = {n: _fisher(method, sums, n) for n in BLOCK.shapes}
         case Ties():
             found = {n: method.scale * _ties(sums, n) for n in BLOCK.shapes}
-        case RegMean():
-            found = _regmean(method, sums)
+        case LeastSquares():
+            found = _least_squares(method, sums)
         case _:
             raise AssertionError(f"derive a bound for '{method.name}'")
     # Sums, quotient, product: a few roundings of numbers not larger than base plus move.
@@ -154,7 +155,7 @@ def _ties(sums: Errors, name: str) -> Array:
     return worst
 
 
-def _regmean(method: RegMean, sums: Errors) -> dict[str, Array]:
+def _least_squares(method: LeastSquares, sums: Errors) -> dict[str, Array]:
     total, of = sums.total, sums.of
     found = {m.name: sums.of_quotient(f"{m.name}:delta", "weight") for m in BLOCK.means}
     for group in BLOCK.groups:
@@ -209,7 +210,7 @@ def test_masks_change_nothing_beyond_the_rounding(
     expected = method.solve(BLOCK, plain, BASE).weights
     solved = method.solve(BLOCK, outcome.total, BASE)
     merged = solved.weights
-    # RegMean regresses: a fallback to the average would agree too easily.
+    # RegMean and its relatives regress: a fallback to the average would agree too easily.
     assert all(report.fallback is None for report in solved.layers)
     atol = tolerances(method, errors_of(layout, alive, outcome.total))
     for name in BLOCK.shapes:

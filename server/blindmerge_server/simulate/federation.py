@@ -7,11 +7,9 @@ Every mistake of a file is found before any work begins, and all are told at onc
 
 import os
 import re
-import stat
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -20,25 +18,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     PrivateAttr,
     ValidationError,
-    ValidationInfo,
 )
 
 from blindmerge import canonical
-from blindmerge.errors import ConfigInvalid
+from blindmerge.manifest import Task
 from blindmerge.merge import AnyMethod
-from blindmerge_client.data import SUFFIXES
+from blindmerge.mistakes import Tables, explain, owner_key, owner_names, shown
+from blindmerge.plan import are_tags
+from blindmerge.settings import check_file, check_model, read_toml, refusal
 from blindmerge_client.options import TrainingOptions
-from blindmerge_server.simulate.mistakes import (
-    Tables,
-    explain,
-    listed,
-    owner_key,
-    owner_names,
-    shown,
-)
 
 __all__ = [
     "Federation",
@@ -48,9 +38,6 @@ __all__ = [
     "read_federation",
 ]
 
-EMBEDDED = "embedded:"
-
-_FILE_BYTES = 1 << 20  # a federation file is a page, not a data set
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
 _HINT = "examples/own-data.toml in the source explains every key"
 _ID = "lower-case letters, digits and hyphens"
@@ -89,66 +76,6 @@ def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
-def _data_file(value: object, info: ValidationInfo) -> Path:
-    path = _path(value, info)
-    if not path.name.lower().endswith(tuple(SUFFIXES)):
-        raise ValueError(f"{shown(path.name)} has no known suffix; use {listed(tuple(SUFFIXES))}")
-    if path.is_absolute():
-        _check_data(path)
-    return path
-
-
-def _model_folder(value: object, info: ValidationInfo) -> Path:
-    path = _path(value, info)
-    if path.is_absolute():
-        _check_model(path)
-    return path
-
-
-def _path(value: object, info: ValidationInfo) -> Path:
-    """An absolute path, or a relative one that begins with `embedded:`."""
-    text = str(value) if isinstance(value, Path) else value
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"{shown(value)} is not a path in quotes")
-    if text.startswith(EMBEDDED):
-        inside = PurePosixPath(text.removeprefix(EMBEDDED))
-        if inside.is_absolute() or ".." in inside.parts or not inside.parts or "\\" in text:
-            raise ValueError(f"{shown(text)} leaves the embedded folder; name something in it")
-        return Path(f"{EMBEDDED}{inside}")
-    folder = info.context["folder"] if info.context else Path()
-    return Path(os.path.abspath(folder / text))
-
-
-def _check_data(path: Path) -> None:
-    mode = _mode(path)
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is not a file; give a file of examples")
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _check_model(path: Path) -> None:
-    if not stat.S_ISDIR(_mode(path)):
-        raise ValueError(f"{path} is not a folder; give the folder of a transformers checkpoint")
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json; give the folder of a transformers checkpoint")
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "the name is not allowed"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-
-
-DataFile: TypeAlias = Annotated[Path, PlainValidator(_data_file)]
-ModelFolder: TypeAlias = Annotated[Path, PlainValidator(_model_folder)]
 Method: TypeAlias = Annotated[AnyMethod, BeforeValidator(_by_name)]
 
 
@@ -164,8 +91,9 @@ class Job(BaseModel):
     base: ModelFolder = Field(
         description="the folder of the checkpoint that every owner starts from"
     )
-    task: Literal["single-label"] = Field(
-        default="single-label", description="what the models do: every text has one label"
+    task: Task = Field(
+        default="single-label",
+        description='what has a label: a text, or with "token-classification" each of its words',
     )
     labels: Annotated[
         tuple[str, ...],
@@ -223,7 +151,7 @@ class Owner(BaseModel):
     train: DataFile = Field(description="a file of labelled texts to train on")
     validation: DataFile = Field(description="a file of labelled texts to choose with")
     test: DataFile = Field(description="a file of labelled texts that nothing else uses")
-    checkpoint: Annotated[Path | None, PlainValidator(_model_folder)] = Field(
+    checkpoint: ModelFolder | None = Field(
         default=None, description="the folder of a model fine-tuned from the base"
     )
     allow_masks_off: bool = Field(
@@ -260,24 +188,24 @@ class Federation(BaseModel):
         folder = Path(os.path.abspath(embedded))
         mistakes = []
         for key, path in self._paths():
-            check = _check_model if key.endswith((".base", ".checkpoint")) else _check_data
+            check = check_model if key.endswith((".base", ".checkpoint")) else check_file
             try:
-                check(_inside(folder, path))
+                check(inside(folder, path))
             except ValueError as error:
                 mistakes.append(f"{key}: {error}")
         if mistakes:
-            raise _refusal(self._file, mistakes)
+            raise refusal(self._file, mistakes, _HINT)
         owners = tuple(
             owner.model_copy(
                 update={
-                    part: _inside(folder, path)
+                    part: inside(folder, path)
                     for part in _OWNER_PATHS
                     if (path := getattr(owner, part)) is not None
                 }
             )
             for owner in self.owners
         )
-        job = self.job.model_copy(update={"base": _inside(folder, self.job.base)})
+        job = self.job.model_copy(update={"base": inside(folder, self.job.base)})
         return self.model_copy(update={"job": job, "owners": owners})
 
     def _paths(self) -> Iterator[tuple[str, Path]]:
@@ -303,45 +231,19 @@ def read_federation(path: Path) -> Federation:
 
     Raises ConfigInvalid with all mistakes of the file, one per line.
     """
-    raw = _parse(path)
+    raw = read_toml(path, "a federation file", _HINT)
     folder = Path(os.path.abspath(path)).parent
     clashes = _clashes(raw)
     try:
         federation = Federation.model_validate(canonical.tuples(raw), context={"folder": folder})
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise _refusal(
-            path, [*(explain(each, raw, _TABLES) for each in details), *clashes]
-        ) from error
+        mistakes = [explain(each, raw, _TABLES) for each in details]
+        raise refusal(path, [*mistakes, *clashes], _HINT) from error
     if clashes:
-        raise _refusal(path, clashes)
+        raise refusal(path, clashes, _HINT)
     federation._file = path
     return federation
-
-
-def _parse(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_FILE_BYTES + 1)
-    except OSError as error:
-        hint = "give the path of a federation file"
-        raise ConfigInvalid(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
-    if len(data) > _FILE_BYTES:
-        raise ConfigInvalid(f"{path}: is larger than 1 MiB, so it is no federation file")
-    try:
-        return tomllib.loads(data.decode())
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigInvalid(f"{path}: line {line}: is not UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigInvalid(f"{path}: {_syntax(str(error))}", hint=_HINT) from error
-
-
-def _syntax(message: str) -> str:
-    """`line 3, column 5: ...` from tomllib's `... (at line 3, column 5)`."""
-    found = re.fullmatch(r"(.*) \(at (.*)\)", message, flags=re.DOTALL)
-    text, where = found.groups() if found else (message, "")
-    return f"{where + ': ' if where else ''}not TOML: {text[:1].lower()}{text[1:]}"
 
 
 def _clashes(raw: Mapping[str, object]) -> list[str]:
@@ -352,6 +254,7 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
     mistakes = []
     if len(owners) < 2:
         mistakes.append(f"owner: {len(owners)} is too few; a simulation takes at least 2 owners")
+    mistakes += _mistaken_tags(raw.get("job"))
     mistakes += _mistaken_masks(raw.get("job"), owners)
     names = owner_names(owners)
     twice = [name for name in dict.fromkeys(map(str, names)) if names.count(name) > 1]
@@ -361,6 +264,14 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
             key = owner_key(owners, index)
             mistakes += [f"{key}.{mistake}" for mistake in _shared_files(owner)]
     return mistakes
+
+
+def _mistaken_tags(job: object) -> Iterator[str]:
+    if isinstance(job, dict) and job.get("task") == "token-classification":
+        labels = job.get("labels")
+        strings = isinstance(labels, list) and all(isinstance(each, str) for each in labels)
+        if strings and not are_tags(labels):
+            yield 'job.labels: tags of words are "O" and, for each type of entity, "B-..." and "I-..."'
 
 
 def _mistaken_masks(job: object, owners: list[object]) -> Iterator[str]:
@@ -389,14 +300,3 @@ def _shared_files(owner: Mapping[str, object]) -> Iterator[str]:
         for other in parts[:index]:
             if isinstance(owner.get(part), str) and owner.get(part) == owner.get(other):
                 yield f"{part}: is the same file as {other}; use different texts"
-
-
-def _refusal(path: Path, mistakes: Sequence[str]) -> ConfigInvalid:
-    if len(mistakes) == 1:
-        return ConfigInvalid(f"{path}: {mistakes[0]}", hint=_HINT)
-    lines = "\n".join(f"  {mistake}" for mistake in mistakes)
-    return ConfigInvalid(f"{path} has {len(mistakes)} mistakes:\n{lines}", hint=_HINT)
-
-
-def _inside(embedded: Path, path: Path) -> Path:
-    return path if path.is_absolute() else embedded / str(path).removeprefix(EMBEDDED)

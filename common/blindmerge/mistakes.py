@@ -1,4 +1,4 @@
-"""Validation errors of a federation file, in the words of a person.
+"""Validation errors of a TOML file, in the words of a person.
 
 pydantic finds every mistake of a file; this module says each as `key: what is wrong; what is
 allowed`. It knows no file: what it needs are the errors and the keys that each table takes.

@@ -1,29 +1,61 @@
 """Flower without Flower's processes: a grid in memory whose nodes are functions.
 
-    grid = MemoryGrid({7: app_of(owner), 8: lambda request: []})
-    Merge(plan, base, out, {7: "a", 8: "b"}).start(StreamingGrid(grid, pause), ...)
+    nodes = honest(job)                             # tests/support/jobs.py
+    nodes[12] = misbehaving(nodes[12], is_silent, at=1)
+    record = run_job(job, MemoryGrid(nodes)).record
 
 Messages take the road that they take over HTTP: deflated to bytes and inflated again.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app.error import Error
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.encoding import uniform
 from blindmerge_client.app import OwnerLike, courier
+from blindmerge_server.grid import StreamingGrid
+from blindmerge_server.strategy import Merge
+from blindmerge_server.sums import OpenSums, SecureSums, Sums
+from support.jobs import NAMES, Job
 
-__all__ = ["MemoryGrid", "Node", "context_of", "node_of", "over_the_wire", "request_of"]
+__all__ = [
+    "FIRST_NODE",
+    "Impatient",
+    "MemoryGrid",
+    "Node",
+    "Wrong",
+    "context_of",
+    "fails",
+    "honest",
+    "is_silent",
+    "merge_of",
+    "misbehaving",
+    "node_of",
+    "over_the_wire",
+    "refuses",
+    "reply_with",
+    "request_of",
+    "run_job",
+    "sums_of",
+]
 
 Node: TypeAlias = Callable[[Message], Sequence[Message]]
 """What a node answers to a request: one message, none, or several."""
+Wrong: TypeAlias = Callable[[Message, Message], Sequence[Message]]
+"""What a node that does wrong answers, given the request and the honest reply."""
 
+FIRST_NODE = 11
 SERVER = 1
+_WAITING_S = 1000.0  # nobody waits: nodes answer when they are asked
 
 
 def request_of(
@@ -43,6 +75,90 @@ def node_of(owner: OwnerLike) -> Node:
     """The node of an owner that answers as the product does."""
     app: ClientApp = courier(lambda _context: owner)
     return lambda request: [app(request, context_of(request.metadata.dst_node_id))]
+
+
+def honest(job: Job) -> dict[int, Node]:
+    """Every owner of the job at its node; nodes count from FIRST_NODE."""
+    return {FIRST_NODE + number: node_of(job.owner(number)) for number in range(len(job.owners))}
+
+
+def misbehaving(node: Node, wrong: Wrong, at: int, kind: str = "train") -> Node:
+    """The node, but for its answer to request number `at` of this kind."""
+    asked: list[str] = []
+
+    def answer(request: Message) -> Sequence[Message]:
+        (reply,) = node(request)
+        if request.metadata.message_type != kind:
+            return [reply]
+        if request.metadata.message_id not in asked:  # or it is looked for once more
+            asked.append(request.metadata.message_id)
+        return wrong(request, reply) if len(asked) == at + 1 else [reply]
+
+    return answer
+
+
+def reply_with(request: Message, **records: Any) -> list[Message]:
+    """A reply with these records."""
+    return [Message(RecordDict(dict(records)), reply_to=request)]
+
+
+def is_silent(_request: Message, _reply: Message) -> list[Message]:
+    """Nothing comes."""
+    return []
+
+
+def fails(request: Message, _reply: Message) -> list[Message]:
+    """What Flower sends for a node whose process died."""
+    return [Message(Error(code=3, reason="a traceback with a secret"), reply_to=request)]
+
+
+def refuses(request: Message, _reply: Message) -> list[Message]:
+    """The owner's policy forbids it."""
+    refusal = ConfigRecord({"kind": "PolicyRefused", "reason": "see the owner's log"})
+    return reply_with(request, refusal=refusal)
+
+
+def sums_of(job: Job) -> Sums:
+    """How the job's plan adds up; under masks with the same public bound 2^12 for all numbers."""
+    plan = job.plan
+    if plan.masks == "off":
+        return OpenSums(plan)
+    owners, bits = plan.masks.thresholds.owners, plan.masks.bits
+    layouts = [
+        [
+            uniform(
+                plan.method.schema_of(plan.blocks[block]),
+                12,
+                owners=owners,
+                bits=bits,
+                block_elements=1000,
+            )
+            for block in blocks
+        ]
+        for blocks in plan.phases
+    ]
+    expires = int(time.time()) + 3600
+    return SecureSums(plan, job.roster, layouts, job.folder / "spool", expires)
+
+
+def merge_of(job: Job, sums: Sums | None = None, **options: Any) -> Merge:
+    """The strategy of the job over `honest` nodes; it writes to `out` in the job's folder."""
+    nodes = {FIRST_NODE + number: NAMES[number] for number in range(len(job.owners))}
+    sums = sums_of(job) if sums is None else sums
+    return Merge(job.plan, Checkpoint(job.base), job.folder / "out", nodes, sums, **options)
+
+
+def run_job(
+    job: Job,
+    grid: "MemoryGrid",
+    sums: Sums | None = None,
+    pause: Callable[[], None] = lambda: None,
+) -> Merge:
+    """Runs the job to its end; nodes that never answer are given up after a few looks."""
+    strategy = merge_of(job, sums)
+    impatient: Any = Impatient(grid, pause)
+    strategy.start(impatient, ArrayRecord(), num_rounds=strategy.rounds, timeout=_WAITING_S)
+    return strategy
 
 
 def context_of(node: int, **config: Any) -> Context:
@@ -115,6 +231,30 @@ class MemoryGrid(Grid):
         """Flower's own way: everything first."""
         del timeout
         return list(self.pull_messages(self.push_messages(messages)))
+
+
+class Impatient(StreamingGrid):
+    """Ends waiting after three looks in which nothing came, without a clock."""
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Yields replies as they come."""
+        pause, looks = self._pause, [0]
+
+        def look() -> None:
+            pause()
+            looks[0] += 1
+            if looks[0] == 3:
+                raise TimeoutError
+
+        self._pause = look
+        try:
+            yield from super().send_and_receive(messages, timeout=timeout)
+        except TimeoutError:
+            return
+        finally:
+            self._pause = pause
 
 
 def _identify() -> None:

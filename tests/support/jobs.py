@@ -2,12 +2,14 @@
 
 job = make_job(tmp_path, "roberta", owners=3)
 sessions = [job.session(k) for k in range(3)]
+masked = under_masks(make_job(tmp_path, owners=4))
+owners = [masked.owner(k) for k in range(4)]
 """
 
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +17,69 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from blindmerge.checkpoint import Checkpoint
+from blindmerge.encoding import Bits
+from blindmerge.identity import Identity, Roster
 from blindmerge.manifest import Task, task_of
-from blindmerge.plan import Plan
+from blindmerge.plan import Masks, Plan
 from blindmerge_client.data import Text
+from blindmerge_client.owner import Owner
+from blindmerge_client.seat import Membership
 from blindmerge_client.session import Session
 from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
+from support.randomness import CounterRandomness
 
-__all__ = ["LABELS", "Job", "edit_config", "edit_weights", "make_job", "make_plan_for", "noisy"]
+__all__ = [
+    "LABELS",
+    "NAMES",
+    "Job",
+    "edit_config",
+    "edit_weights",
+    "make_job",
+    "make_plan_for",
+    "noisy",
+    "under_masks",
+    "with_plan",
+]
 
 LABELS = ("no", "yes", "maybe")
+NAMES = ("anna", "bert", "cleo", "dora", "emil")
+"""Of owners, in the order of their numbers, and of their seats."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """base, owners: checkpoint folders.   texts: by owner.   folder: where sessions live."""
+    """base, owners: checkpoint folders.   texts: by owner.   folder: where sessions live.
+
+    identities: of the owners, if the plan has masks.
+    """
 
     base: Path
     owners: tuple[Path, ...]
     texts: tuple[tuple[Text, ...], ...]
     plan: Plan
     folder: Path
+    identities: tuple[Identity, ...] = ()
+
+    @property
+    def roster(self) -> Roster:
+        """Of the owners."""
+        return Roster.of([each.member for each in self.identities])
+
+    def owner(self, number: int, **demands: Any) -> Owner:
+        """A new owner object, on its folder.   demands: of its membership, if it has one."""
+        examples = pico_examples if self.plan.task == "single-label" else pico_sentences
+        own = (
+            {"identity": self.identities[number], "roster": self.roster} if self.identities else {}
+        )
+        return Owner(
+            NAMES[number],
+            self.base,
+            self.owners[number],
+            examples(len(self.texts[number]), seed=number),
+            self.folder / NAMES[number],
+            Membership(**(own | demands)) if own else "off",
+            examples(5, seed=50 + number),
+        )
 
     def session(self, owner: int) -> Session:
         """A new session object of this owner, on its folder."""
@@ -80,6 +125,20 @@ def make_plan_for(base: Path, method: str = "regmean", **options: Any) -> Plan:
             "masks": "off",
         }
     )
+
+
+def under_masks(job: Job, bits: Bits = 64, colluders: int | None = None) -> Job:
+    """The same job, summed under masks."""
+    identities = tuple(
+        Identity.generate(name, CounterRandomness(name)) for name in NAMES[: len(job.owners)]
+    )
+    masked = replace(job, identities=identities)
+    return with_plan(masked, masks=Masks.of(masked.roster, colluders, bits))
+
+
+def with_plan(job: Job, **changes: Any) -> Job:
+    """The same job with another plan."""
+    return replace(job, plan=Plan.model_validate(dict(job.plan) | changes))
 
 
 def noisy(base: Path, folder: Path, seed: int) -> Path:

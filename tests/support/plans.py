@@ -1,12 +1,19 @@
-"""A plan to start from."""
+"""Plans to start from."""
 
 from typing import Any
 
+from blindmerge.identity import Roster
 from blindmerge.manifest import describe
-from blindmerge.plan import Plan
+from blindmerge.plan import Masks, Plan
 from support.evidence import bert_shapes
+from support.secure_sum import identities
 
-__all__ = ["make_plan"]
+__all__ = ["make_masks", "make_plan"]
+
+
+def make_masks(owners: int = 4, **options: Any) -> Masks:
+    """Masks for some owners.   options: of `Masks.of`."""
+    return Masks.of(Roster.of([each.member for each in identities(owners)]), **options)
 
 
 def make_plan(**changes: Any) -> Plan:

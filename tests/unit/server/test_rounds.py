@@ -1,4 +1,4 @@
-"""A phase at the server: who may be in the sum, and what becomes of it."""
+"""A block at the server without masks: who may be in the sum, and what becomes of it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.errors import NotFinite, PeerInvalid, SchemaMismatch, TooFewOwners
 from blindmerge.statistic import Array
-from blindmerge_server.rounds import PhaseSum, solve_phase
+from blindmerge_server.rounds import BlockSum, solve_block
 from support.jobs import Job, make_job
 
 
@@ -18,32 +18,29 @@ def job(tmp_path: Path) -> Job:
     return make_job(tmp_path, owners=3, method="average")
 
 
-def arrays_of(job: Job, owner: int, phase: int = 1) -> dict[str, Array]:
-    return dict(job.session(owner).contribute(phase).arrays)
+def arrays_of(job: Job, owner: int, block: int = 1) -> dict[str, Array]:
+    return dict(job.session(owner).contribute(block).arrays)
 
 
 def test_the_sum_is_the_sum(job: Job) -> None:
-    phase_sum = PhaseSum(job.plan, 1)
+    block_sum = BlockSum(job.plan, 1)
     arrays = [arrays_of(job, owner) for owner in range(3)]
     for name, owner in (("c", 2), ("a", 0), ("b", 1)):
-        phase_sum.add(name, arrays[owner])
-    assert phase_sum.owners == ("a", "b", "c")
-    for name, total in phase_sum.total().arrays.items():
+        block_sum.add(name, arrays[owner])
+    total = block_sum.total()
+    assert (total.block, total.owners) == (1, ("a", "b", "c"))
+    for name, array in total.statistic.arrays.items():
         # In the order of arrival, which decides the last bit.
-        np.testing.assert_array_equal(total, arrays[2][name] + arrays[0][name] + arrays[1][name])
+        np.testing.assert_array_equal(array, arrays[2][name] + arrays[0][name] + arrays[1][name])
 
 
 @pytest.mark.parametrize("owners", [0, 1])
-def test_a_sum_of_one_owner_is_never_shown(job: Job, owners: int, tmp_path: Path) -> None:
-    phase_sum = PhaseSum(job.plan, 1)
+def test_a_sum_of_one_owner_is_never_shown(job: Job, owners: int) -> None:
+    block_sum = BlockSum(job.plan, 1)
     for owner in range(owners):
-        phase_sum.add(f"owner-{owner}", arrays_of(job, owner))
-    base = Checkpoint(job.base)
-    writer = CheckpointWriter(tmp_path / "out", base)
-    for ask in (phase_sum.total, lambda: solve_phase(job.plan, 1, phase_sum, base, writer)):
-        with pytest.raises(TooFewOwners, match=rf"{owners} owner\(s\).*layer\.0.*needs 2"):
-            ask()
-    assert not writer.has(1)
+        block_sum.add(f"owner-{owner}", arrays_of(job, owner))
+    with pytest.raises(TooFewOwners, match=rf"{owners} owner\(s\).*layer\.0.*needs 2"):
+        block_sum.total()
 
 
 def nan(arrays: dict[str, Any]) -> None:
@@ -72,41 +69,42 @@ def wrong_dtype(arrays: dict[str, Any]) -> None:
     ],
 )
 def test_a_bad_contribution_leaves_the_sum_as_it_was(job: Job, spoil: Any, error: Any) -> None:
-    phase_sum = PhaseSum(job.plan, 1)
+    block_sum = BlockSum(job.plan, 1)
     first = arrays_of(job, 0)
     # Together with the last case's number the sum overflows.
     first["weight"] = np.array([1.7e308])
-    phase_sum.add("a", first)
+    block_sum.add("a", first)
     bad = arrays_of(job, 1)
     spoil(bad)
     with pytest.raises(error):
-        phase_sum.add("b", bad)
-    assert phase_sum.owners == ("a",)
-    phase_sum.add("b", arrays_of(job, 1))
-    assert phase_sum.total()["weight"] == 1.7e308 + 1.0
+        block_sum.add("b", bad)
+    block_sum.add("b", arrays_of(job, 1))
+    total = block_sum.total()
+    assert total.owners == ("a", "b")
+    assert total.statistic["weight"] == 1.7e308 + 1.0
 
 
 def test_nobody_counts_twice(job: Job) -> None:
-    phase_sum = PhaseSum(job.plan, 1)
-    phase_sum.add("a", arrays_of(job, 0))
+    block_sum = BlockSum(job.plan, 1)
+    block_sum.add("a", arrays_of(job, 0))
     with pytest.raises(PeerInvalid, match="'a' has contributed"):
-        phase_sum.add("a", arrays_of(job, 1))
+        block_sum.add("a", arrays_of(job, 1))
     with pytest.raises(TooFewOwners):
-        phase_sum.total()
+        block_sum.total()
 
 
-def test_a_solved_phase_is_written_and_says_who_is_in_it(job: Job, tmp_path: Path) -> None:
+def test_a_solved_block_is_written(job: Job, tmp_path: Path) -> None:
     base = Checkpoint(job.base)
     writer = CheckpointWriter(tmp_path / "out", base)
-    phase_sum = PhaseSum(job.plan, 1)
+    block_sum = BlockSum(job.plan, 1)
     for owner in range(3):
-        phase_sum.add(f"owner-{owner}", arrays_of(job, owner))
-    merged = solve_phase(job.plan, 1, phase_sum, base, writer)
-    assert writer.has(1)
-    assert merged.block == "bert.encoder.layer.0"
-    assert merged.owners == ("owner-0", "owner-1", "owner-2")
-    own = [Checkpoint(path).read(merged.tensors) for path in job.owners]
-    for name, array in merged.tensors.items():
+        block_sum.add(f"owner-{owner}", arrays_of(job, owner))
+    assert solve_block(job.plan, block_sum.total(), base, writer) == ()
+    assert [number for number in range(4) if writer.has(number)] == [1]
+    merged = writer.read(1)
+    assert merged.keys() == job.plan.blocks[1].shapes.keys()
+    own = [Checkpoint(path).read(merged) for path in job.owners]
+    for name, array in merged.items():
         assert array.dtype == np.float32
         mean = np.mean([weights[name] for weights in own], axis=0)
         # Half a unit of float32, and a few roundings of float64.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from flwr.app import Message, RecordDict
 
-from blindmerge_server.strategy import StreamingGrid
+from blindmerge_server.grid import StreamingGrid
 from support.grids import MemoryGrid, request_of
 
 NODES = (11, 12, 13)

@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from blindmerge.manifest import Task
 from blindmerge_client.data import Examples
-from support.pico import pico_encoder, pico_examples
+from support.pico import TAGS, pico_encoder, pico_examples, pico_sentences
 
 __all__ = ["LABELS", "json_lines", "pico_federation"]
 
@@ -13,19 +14,25 @@ LABELS = ("negative", "positive")
 
 
 def pico_federation(
-    folder: Path, owners: Sequence[str] = ("alpha", "beta", "gamma"), job: str = ""
+    folder: Path,
+    owners: Sequence[str] = ("alpha", "beta", "gamma"),
+    job: str = "",
+    task: Task = "single-label",
 ) -> Path:
     """Writes an encoder, texts and `federation.toml` into `folder`; returns the file.
 
     job: more lines of the [job] table.
     """
+    whole = task == "single-label"
+    labels, make = (LABELS, pico_examples) if whole else (TAGS, pico_sentences)
     folder.mkdir(parents=True, exist_ok=True)
     pico_encoder(folder / "encoder")
     lines = [
         "[job]",
         'name = "pico"',
         'base = "encoder"',
-        f"labels = {json.dumps(LABELS)}",
+        f'task = "{task}"',
+        f"labels = {json.dumps(labels)}",
         *(job.splitlines() or ['method = { name = "regmean", rows_factor = 1.0 }']),
         "[training]",
         "epochs = 2",
@@ -35,10 +42,10 @@ def pico_federation(
     for number, owner in enumerate(owners):
         lines += ["[[owner]]", f'name = "{owner}"']
         for offset, (split, size) in enumerate((("train", 96), ("validation", 16), ("test", 32))):
-            examples = pico_examples(size, seed=10 * number + offset)
+            examples = make(size, seed=10 * number + offset)
             path = folder / owner / f"{split}.jsonl"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json_lines(examples, LABELS))
+            path.write_text(json_lines(examples, labels))
             lines.append(f'{split} = "{owner}/{split}.jsonl"')
     file = folder / "federation.toml"
     file.write_text("\n".join(lines) + "\n")

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 
 from blindmerge.files import replacing
 from blindmerge_server.report.schema import Kind, Report, SystemScores
-from blindmerge_server.report.wording import KINDS, best_merged, fold, percent
+from blindmerge_server.report.wording import KINDS, accuracy_of, best_merged, fold, percent
 
 __all__ = ["draw_matrix", "draw_scores", "ink_on", "plot_matrix", "plot_scores"]
 
@@ -63,7 +63,7 @@ def draw_scores(report: Report) -> Figure:
         axes.spines[["left", "right", "top"]].set_visible(False)
         axes.set_ylim(-0.6, len(systems) - 0.2)
         _beside(axes, len(systems) - 0.45, "mean", "black")
-    left.set_xlabel("accuracy, % of the test texts")
+    left.set_xlabel(accuracy_of(report))
     right.set_xlabel(f"{report.job.f1}, %")
     left.set_yticks(range(len(systems)), [fold(system.name, _NAME) for system in systems])
     _mark_best(left, report, systems)
@@ -103,7 +103,7 @@ def draw_matrix(report: Report) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.55, columns - 0.45)
     axes.set_ylim(rows[-1] + 0.55, -1.0)
-    figure.colorbar(colours, ax=axes, label="accuracy, % of the test texts", shrink=0.8)
+    figure.colorbar(colours, ax=axes, label=accuracy_of(report), shrink=0.8)
     figure.suptitle(f"{report.job.name}: who does well on whose data")
     figure.supxlabel(
         f"upper number: accuracy in %; lower: {report.job.f1} in %\n"

@@ -196,7 +196,7 @@ class DataScore(BaseModel):
 
     model_config = _STRICT
     data: str = Field(description="name of the owner whose test data it is")
-    accuracy: Part = Field(description="part of the texts that got the right label, 0 to 1")
+    accuracy: Part = Field(description="part of the texts, or words, with the right label")
     f1: Part = Field(description="the F1 score that `job.f1` names, 0 to 1")
     examples: Count = Field(description="texts that were scored")
 

@@ -5,7 +5,17 @@ from collections.abc import Mapping, Sequence
 
 from blindmerge_server.report.schema import Kind, Report, SystemScores
 
-__all__ = ["KINDS", "best_merged", "duration", "fold", "listed", "name_of", "percent", "size"]
+__all__ = [
+    "KINDS",
+    "accuracy_of",
+    "best_merged",
+    "duration",
+    "fold",
+    "listed",
+    "name_of",
+    "percent",
+    "size",
+]
 
 _NAMES: Mapping[str, str] = {
     "own": "each on its own data",
@@ -32,6 +42,12 @@ def name_of(system: str) -> str:
     if system.startswith("own:"):
         return f"model of {system.removeprefix('own:')}"
     return _NAMES.get(system, system)
+
+
+def accuracy_of(report: Report) -> str:
+    """What accuracy is a part of."""
+    what = {"single-label": "texts", "token-classification": "words"}[report.job.task]
+    return f"accuracy, % of the test {what}"
 
 
 def best_merged(report: Report) -> SystemScores | None:

@@ -65,7 +65,7 @@ def _owner(pupil: Pupil) -> Owner:
             raise Interrupted("stopped")
 
     own = pupil.fine_tuned(step)
-    test = read_examples(pupil.test, pupil.labels)
+    test = read_examples(pupil.test, pupil.labels, pupil.task)
     return Owner(pupil.name, pupil.base, own, pupil.examples(), pupil.folder, pupil.masks, test)
 
 

@@ -13,6 +13,7 @@ from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import BlindmergeError
 from blindmerge.identity import Identity, Roster
+from blindmerge.manifest import Task
 from blindmerge.plan import Masks, Plan
 from blindmerge.secagg.secret import OsRandomness, Secret
 from blindmerge_client.data import Examples, read_examples
@@ -49,6 +50,7 @@ class Pupil:
     base_sha256: str
     train: Path
     test: Path
+    task: Task
     labels: tuple[str, ...]
     training: TrainingOptions
     checkpoint: Path | None
@@ -74,7 +76,7 @@ class Pupil:
 
     def examples(self) -> Examples:
         """The training examples."""
-        return read_examples(self.train, self.labels)
+        return read_examples(self.train, self.labels, self.task)
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,13 @@ def read_setting(
     """
     if federation.needs_embedded:
         federation = federation.resolve(embedded_folder(cache, say))
-    labels = federation.job.labels
+    job = federation.job
     splits = {
         owner.name: Splits(
-            *(read_examples(path, labels) for path in (owner.train, owner.validation, owner.test))
+            *(
+                read_examples(path, job.labels, job.task)
+                for path in (owner.train, owner.validation, owner.test)
+            )
         )
         for owner in federation.owners
     }
@@ -129,21 +134,21 @@ def read_setting(
     check_max_length(base.path, federation.training.max_length)
     identities = _identities(federation)
     roster = Roster.of([each.member for each in identities.values()]) if identities else None
-    job = federation.job
     masks: Masks | Literal["off"] = Masks.of(roster, job.colluders, job.bits) if roster else "off"
     manifest = base.manifest
     plans = {
         name: Plan(
-            job=federation.job.name,
+            job=job.name,
             base=base.sha256,
             manifest=manifest,
-            labels=labels,
+            task=job.task,
+            labels=job.labels,
             method=method,
-            examples=federation.job.examples,
+            examples=job.examples,
             max_length=federation.training.max_length,
             masks=masks,
         )
-        for name, method in federation.job.methods.items()
+        for name, method in job.methods.items()
     }
     layouts = {
         name: cached_layouts(plan, base.path, cache / "layouts")
@@ -166,13 +171,13 @@ def _identities(federation: Federation) -> dict[str, Identity]:
 
 
 def _prepared(federation: Federation, cache: Path) -> Checkpoint:
-    """The base with the job's head, made once per source, labels and seed."""
-    source = Checkpoint(federation.job.base)
-    labels, seed = federation.job.labels, federation.training.seed
-    key = hashlib.sha256(canonical.encode([source.sha256, labels, seed])).hexdigest()
-    out = cache / "bases" / key
+    """The base with the job's head, made once per source, task, labels and seed."""
+    job, seed = federation.job, federation.training.seed
+    source = Checkpoint(job.base)
+    content = canonical.encode([source.sha256, job.task, job.labels, seed])
+    out = cache / "bases" / hashlib.sha256(content).hexdigest()
     if not out.is_dir():
-        prepare_base(source.path, labels, seed, out)
+        prepare_base(source.path, job.labels, seed, out, job.task)
     return Checkpoint(out)
 
 
@@ -198,6 +203,7 @@ def _pupil(
         base_sha256=base.sha256,
         train=owner.train,
         test=owner.test,
+        task=federation.job.task,
         labels=federation.job.labels,
         training=federation.training,
         checkpoint=owner.checkpoint,

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test check wheel bench-quality bench-secagg lock clean
+.PHONY: demo test check wheel bench-quality bench-masks bench-secagg lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
@@ -31,6 +31,9 @@ wheel: $(INSTALLED)
 
 bench-quality: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/quality.py $(SUITES)
+
+bench-masks: $(INSTALLED)
+	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/masks.py
 
 # One thread, so that ratios mean something; numpy's sums and OpenSSL need no more.
 bench-secagg: $(INSTALLED)

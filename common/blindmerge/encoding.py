@@ -13,9 +13,9 @@ statistic of the base model on public text (`calibrate`), or are given (`uniform
 Which bounds: a sum that another is divided by must keep its relative precision. RegMean's Gram
 matrices need a bound per row; Fisher's values one per tensor at least, since those of different
 tensors differ by many orders of magnitude: under one bound for all, faint tensors are rounded to
-nothing and then averaged, in silence. `calibrate` gives every array bounds of its own, relative
-to the sample. Within a tensor, values below its mean times `Fisher.floor` are averaged anyway:
-2^-floor_bits need not be less than that. The deltas of the base model are zero: a sample takes
+nothing and then averaged, in silence. `calibrate` gives every array bounds of its own, down to
+2^-floor_bits of the largest number of its kind. Within a tensor, values below its mean times
+`Fisher.floor` are averaged anyway. The deltas of the base model are zero: a sample takes
 them from a model fine-tuned on public text. (Measured in
 tests/conformance/test_methods_under_masks.py.)
 """
@@ -321,11 +321,14 @@ def calibrate(
     sample: a statistic that everybody may know, such as the base model's on public text.
     Packed Gram matrices (`...:gram`) get `triangle` exponents from their diagonal, since |G_ij|
     is at most sqrt(G_ii G_jj); matrices one exponent per row, the rest one per array.
-    floor_bits: no row counts as fainter than the array's largest number times 2^-floor_bits;
-    at owners it may be stronger than in the sample. An array that is zero throughout the
-    sample gets the bound 1, times 2^margin_bits.
+    floor_bits: no row counts as fainter than the largest number of its kind (`...:fisher`)
+    times 2^-floor_bits; at owners it may be stronger than in the sample. Where a kind is zero
+    throughout the sample the bound is 1, times 2^margin_bits.
     """
     largest = largest_scaled_log2(owners, bits)
+    peaks: dict[str, float] = {}
+    for name in sample.schema:
+        peaks[_kind(name)] = max(peaks.get(_kind(name), 0.0), float(np.abs(sample[name]).max()))
     arrays = []
     for name, shape in sample.schema.items():
         magnitude = np.abs(sample[name])
@@ -339,7 +342,7 @@ def calibrate(
         elif len(shape) >= 2:
             kind = "rows"
             rows = magnitude.reshape(shape[0], -1).max(axis=1)
-        bounds = np.maximum(rows, np.ldexp(rows.max(), -floor_bits))
+        bounds = np.maximum(rows, np.ldexp(peaks[_kind(name)], -floor_bits))
         # Below the next power of two, which of zero is 2^0.
         exponents, limit = largest - margin_bits - np.frexp(bounds)[1], MAX_EXPONENT
         if kind == "triangle":  # half of it for the row, half for the column
@@ -348,3 +351,7 @@ def calibrate(
         scale = Scale(kind=kind, exponents=tuple(int(exponent) for exponent in clipped))
         arrays.append(ArrayLayout(name=name, shape=shape, scale=scale))
     return Layout(bits=bits, owners=owners, block_elements=block_elements, arrays=tuple(arrays))
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(":")[2]

@@ -232,12 +232,12 @@ def _faint(owner: Owner) -> Owner:
 
 
 def _fisher_layout(bits: Bits) -> Layout:
-    """No row counts as fainter than 2^-20 of the largest: `Fisher.floor` is 1e-6."""
+    """The floor lies below the faintest tensor."""
     sample = Fisher().contribution(BLOCK, _faint(PUBLIC).evidence)
     return calibrate(
         sample,
         margin_bits=6,
-        floor_bits=20,
+        floor_bits=60,
         owners=COUNT,
         bits=bits,
         block_elements=BLOCK_ELEMENTS,

@@ -2,11 +2,16 @@
 
 The ring needs exponents that everybody may know (secagg/SPEC.md §4). They are those of an owner
 that has no data: its model is the base with noise on every tensor, its texts are random words
-of the tokenizer. What such an owner would send, times a margin of 2^16, bounds what a real
-one sends; in 64 bits that leaves 45 bits below the largest number of a row.
+of the tokenizer. What such an owner would send, times a margin, bounds what a real one sends.
+
+How large a margin: the demo's owners send Gram matrices, moments and changes of weights at
+most 2^3 times those of the made-up owner, row by row. Fisher information varies more, up to
+2^20 for a row, since a trained head and real words give other gradients; but by 2^11 at most
+beyond the largest of its block, so that is what bounds it.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +23,10 @@ import transformers
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
-from blindmerge.encoding import Layout, calibrate
+from blindmerge.encoding import Bits, Layout, calibrate
 from blindmerge.errors import PeerInvalid
 from blindmerge.files import replacing
+from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array
 from blindmerge_client.data import Text
@@ -32,12 +38,11 @@ __all__ = ["Layouts", "cached_layouts", "public_layouts"]
 Layouts = tuple[tuple[Layout, ...], ...]
 """For each sum of a plan, the layout of each of its parts."""
 
+_RULE = 1  # rises when the same plan gets other bounds
 _TEXTS = 16
 _MOST_TOKENS = 128  # of a made-up text
 _MOVE = 1 / 8  # of a tensor's root mean square: more than fine-tuning moves it
 _MOVE_OF_ZERO = 1 / 64  # of tensors that are zero in the base, such as a new head's bias
-_MARGIN_BITS = {64: 16, 48: 8}
-_FLOOR_BITS = 8  # rows that are faint in the sample may be stronger at an owner
 _BLOCK_ELEMENTS = 1 << 21  # 16 MiB in 64 bits
 
 
@@ -46,9 +51,10 @@ def cached_layouts(plan: Plan, base: Path, cache: Path) -> Layouts:
     if plan.masks == "off":
         raise PeerInvalid("a plan without masks has no layouts")
     content = [
+        _RULE,
         plan.base,
         plan.method.model_dump(),
-        [plan.task, plan.max_length, plan.masks.bits, plan.masks.thresholds.owners],
+        [plan.task, plan.examples, plan.max_length, plan.masks.bits, plan.masks.thresholds.owners],
         [str(torch.__version__), transformers.__version__],
     ]
     file = cache / f"{hashlib.sha256(canonical.encode(content)).hexdigest()}.cbor"
@@ -70,6 +76,7 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
         raise PeerInvalid("a plan without masks has no layouts")
     sampled = plan.model_copy(update={"method": plan.method.for_sample()})
     bits, owners = plan.masks.bits, plan.masks.thresholds.owners
+    margin_bits, floor_bits = _margin(plan, bits)
     rng = np.random.default_rng(0)  # public, and the same everywhere
     layouts = []
     with TemporaryDirectory(prefix="blindmerge-bounds-") as folder:
@@ -82,8 +89,8 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
                 tuple(
                     calibrate(
                         session.contribute(block),
-                        margin_bits=_MARGIN_BITS[bits],
-                        floor_bits=_FLOOR_BITS,
+                        margin_bits=margin_bits,
+                        floor_bits=floor_bits,
                         owners=owners,
                         bits=bits,
                         block_elements=_BLOCK_ELEMENTS,
@@ -95,6 +102,16 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
                 for block in blocks:
                     session.receive(checkpoint.read(plan.blocks[block].shapes))
     return tuple(layouts)
+
+
+def _margin(plan: Plan, bits: Bits) -> tuple[int, int]:
+    """By how many bits owners may exceed the sample, and how faint a row of it may be."""
+    # Counts, and whatever is not divided by them, grow with the tokens of an owner.
+    times = plan.examples * plan.max_length / (_TEXTS * min(plan.max_length, _MOST_TOKENS))
+    growth = max(0, math.ceil(math.log2(times)))
+    if Evidence.FISHER in plan.method.needs:
+        return growth + 16, 0
+    return growth + (16 if bits == 64 else 8), 8
 
 
 def _moved(base: Checkpoint, folder: Path, rng: np.random.Generator) -> Path:

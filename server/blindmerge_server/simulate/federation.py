@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -18,16 +18,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
 )
 
 from blindmerge import canonical
 from blindmerge.manifest import Task
 from blindmerge.merge import AnyMethod
-from blindmerge.mistakes import Tables, explain, owner_key, owner_names, shown
+from blindmerge.mistakes import Tables, explain, listed, owner_key, owner_names, shown
 from blindmerge.plan import are_tags
 from blindmerge.settings import check_file, check_model, read_toml, refusal
+from blindmerge_client.data import SUFFIXES
 from blindmerge_client.options import TrainingOptions
 
 __all__ = [
@@ -37,6 +40,8 @@ __all__ = [
     "default_federation",
     "read_federation",
 ]
+
+EMBEDDED = "embedded:"
 
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
 _HINT = "examples/own-data.toml in the source explains every key"
@@ -76,6 +81,38 @@ def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
+def _data_file(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if not path.name.lower().endswith(tuple(SUFFIXES)):
+        raise ValueError(f"{shown(path.name)} has no known suffix; use {listed(tuple(SUFFIXES))}")
+    if path.is_absolute():
+        check_file(path)
+    return path
+
+
+def _model_folder(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if path.is_absolute():
+        check_model(path)
+    return path
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    """An absolute path, or a relative one that begins with `embedded:`."""
+    text = str(value) if isinstance(value, Path) else value
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{shown(value)} is not a path in quotes")
+    if text.startswith(EMBEDDED):
+        inside = PurePosixPath(text.removeprefix(EMBEDDED))
+        if inside.is_absolute() or ".." in inside.parts or not inside.parts or "\\" in text:
+            raise ValueError(f"{shown(text)} leaves the embedded folder; name something in it")
+        return Path(f"{EMBEDDED}{inside}")
+    folder = info.context["folder"] if info.context else Path()
+    return Path(os.path.abspath(folder / text))
+
+
+DataFile: TypeAlias = Annotated[Path, PlainValidator(_data_file)]
+ModelFolder: TypeAlias = Annotated[Path, PlainValidator(_model_folder)]
 Method: TypeAlias = Annotated[AnyMethod, BeforeValidator(_by_name)]
 
 
@@ -151,7 +188,7 @@ class Owner(BaseModel):
     train: DataFile = Field(description="a file of labelled texts to train on")
     validation: DataFile = Field(description="a file of labelled texts to choose with")
     test: DataFile = Field(description="a file of labelled texts that nothing else uses")
-    checkpoint: ModelFolder | None = Field(
+    checkpoint: Annotated[Path | None, PlainValidator(_model_folder)] = Field(
         default=None, description="the folder of a model fine-tuned from the base"
     )
     allow_masks_off: bool = Field(
@@ -190,7 +227,7 @@ class Federation(BaseModel):
         for key, path in self._paths():
             check = check_model if key.endswith((".base", ".checkpoint")) else check_file
             try:
-                check(inside(folder, path))
+                check(_inside(folder, path))
             except ValueError as error:
                 mistakes.append(f"{key}: {error}")
         if mistakes:
@@ -198,14 +235,14 @@ class Federation(BaseModel):
         owners = tuple(
             owner.model_copy(
                 update={
-                    part: inside(folder, path)
+                    part: _inside(folder, path)
                     for part in _OWNER_PATHS
                     if (path := getattr(owner, part)) is not None
                 }
             )
             for owner in self.owners
         )
-        job = self.job.model_copy(update={"base": inside(folder, self.job.base)})
+        job = self.job.model_copy(update={"base": _inside(folder, self.job.base)})
         return self.model_copy(update={"job": job, "owners": owners})
 
     def _paths(self) -> Iterator[tuple[str, Path]]:
@@ -267,11 +304,11 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
 
 
 def _mistaken_tags(job: object) -> Iterator[str]:
-    if isinstance(job, dict) and job.get("task") == "token-classification":
-        labels = job.get("labels")
-        strings = isinstance(labels, list) and all(isinstance(each, str) for each in labels)
-        if strings and not are_tags(labels):
-            yield 'job.labels: tags of words are "O" and, for each type of entity, "B-..." and "I-..."'
+    if not isinstance(job, dict) or job.get("task") != "token-classification":
+        return
+    labels = job.get("labels")
+    if isinstance(labels, list) and not are_tags([str(label) for label in labels]):
+        yield 'job.labels: tags of words are "O" and, for each type of entity, "B-..." or "I-..."'
 
 
 def _mistaken_masks(job: object, owners: list[object]) -> Iterator[str]:
@@ -300,3 +337,7 @@ def _shared_files(owner: Mapping[str, object]) -> Iterator[str]:
         for other in parts[:index]:
             if isinstance(owner.get(part), str) and owner.get(part) == owner.get(other):
                 yield f"{part}: is the same file as {other}; use different texts"
+
+
+def _inside(embedded: Path, path: Path) -> Path:
+    return path if path.is_absolute() else embedded / str(path).removeprefix(EMBEDDED)

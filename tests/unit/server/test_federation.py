@@ -137,7 +137,12 @@ MISTAKES = [
     (
         'base = "model"',
         'base = "model"\ntask = "regression"',
-        'job.task: "regression" is not allowed; choose "single-label"',
+        'job.task: "regression" is not allowed; choose "single-label" or "token-classification"',
+    ),
+    (
+        'base = "model"',
+        'base = "model"\ntask = "token-classification"',
+        'job.labels: tags of words are "O" and, for each type of entity, "B-..." or "I-..."',
     ),
     ('["a", "b"]', '["a"]', "job.labels: a task needs at least two labels"),
     (

@@ -32,8 +32,15 @@ RIDGE = 0.01
 
 def job_of(folder: Path, architecture: Architecture = "bert", owners: int = OWNERS) -> Job:
     # rows_factor 0: also the head, which has few sequences, is solved and not averaged.
-    options = {"ridge": RIDGE, "rows_factor": 0.0}
-    return make_job(folder, architecture, owners, texts=30, method="progressive", **options)
+    return make_job(
+        folder,
+        architecture,
+        owners,
+        texts=30,
+        method="progressive",
+        ridge=RIDGE,
+        rows_factor=0.0,
+    )
 
 
 def merge(job: Job, before: int | None = None) -> CheckpointWriter:
@@ -101,14 +108,15 @@ def test_every_group_is_the_regression_from_merged_inputs_to_own_outputs(
         put(walker, {mean.name: found[mean.name] for mean in block.means})
         for group in block.groups:
             rows = [captured_rows(walker, [group], each)[group.name] for each in batched]
-            expected = least_squares(group, rows, [x[group.name] for x in own_rows], own)
+            at_home = [x[group.name] for x in own_rows]
+            expected = least_squares(group, rows, at_home, own)
+            regmean = least_squares(group, at_home, at_home, own)
             for layer in group.layers:
                 difference = np.abs(stacked(layer, found) - expected[layer.name])
                 # Rounded to float32 once, and the error of the solve: see RegMean on models.
                 bound = 2.0**-24 * np.abs(expected[layer.name]) + 100 * group.width**2 * 2.0**-53
                 assert (difference <= bound).all(), layer.name
-                own_targets = least_squares(group, *[[x[group.name] for x in own_rows]] * 2, own)
-                off = np.abs(own_targets[layer.name] - expected[layer.name])
+                off = np.abs(regmean[layer.name] - expected[layer.name])
                 moved += bool((off > 100 * bound).any())
             # The walk goes on from the product's numbers, so that roundings do not pile up.
             put(walker, {name: found[name] for layer in group.layers for name in layer.tensors})

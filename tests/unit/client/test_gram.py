@@ -17,6 +17,7 @@ from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.gram import collect_grams
 from blindmerge_client.collect.runner import BlockRunner
+from blindmerge_client.data import Text
 from blindmerge_client.models import load_model, load_tokenizer
 from support.captured import captured_rows
 from support.jobs import LABELS, noisy
@@ -37,7 +38,7 @@ class Case:
         self.tokenizer = load_tokenizer(base)
         self.modules = [block.module for block in self.manifest.blocks if block.module]
 
-    def batched(self, size: int = 4, texts: Sequence[str] = TEXTS) -> list[Batch]:
+    def batched(self, size: int = 4, texts: Sequence[Text] = TEXTS) -> list[Batch]:
         return batches(self.tokenizer, texts, 32, size)
 
     def grams(self, batched: Sequence[Batch], folder: Path) -> dict[str, GramEvidence]:

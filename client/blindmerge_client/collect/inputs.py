@@ -1,6 +1,7 @@
 """What goes into linear layers while a model runs, seen by hooks.
 
-Padding is no row; inputs may be passed by position or keyword.
+Padding is no row; special tokens and every part of a word are, also in the head of a tagger,
+whose loss sees first tokens of words alone. Inputs may be passed by position or keyword.
 """
 
 from collections.abc import Iterator, Sequence

@@ -163,6 +163,8 @@ _PHRASES: Mapping[str, Callable[[object, Mapping[str, Any]], str]] = {
     "string_type": _must_be("a text in quotes"),
     "tuple_type": _must_be("a list in square brackets"),
     "dataclass_type": _must_be("a table"),
+    "date_type": _must_be("a date such as 2027-01-31"),
+    "dict_type": _must_be("a table"),
     "model_type": _must_be("a table"),
     "model_attributes_type": _must_be("a table, nor the name of a method"),
     "greater_than": _bound("it must be above", "gt"),

@@ -1,0 +1,173 @@
+"""Every rule of a policy: what it refuses, with which words, and that nothing is the default."""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import pytest
+
+from blindmerge.errors import PolicyRefused
+from blindmerge.identity import Identity, Roster
+from blindmerge.plan import Plan
+from blindmerge.signed_plan import SignedPlan
+from blindmerge_client.config import Policy
+from blindmerge_client.policy import Question, explain, permit, rules
+from blindmerge_client.statement import statement
+from support.plans import make_masks, make_plan
+from support.randomness import CounterRandomness
+from support.secure_sum import identities
+
+COORDINATOR = Identity.generate("uni", CounterRandomness("uni"))
+STRANGER = Identity.generate("uni", CounterRandomness("stranger"))
+ROSTER = Roster.of([each.member for each in identities(4)])
+NOW = int(datetime.datetime(2027, 1, 31, 23, 59, tzinfo=datetime.UTC).timestamp())
+DAY = 24 * 3600
+PLAN = make_plan(masks=make_masks(4))
+KEYS = [rule.key for rule in rules(Policy())]
+
+
+def policy(**changes: Any) -> Policy:
+    """One that allows `question()` and nothing more."""
+    fields: dict[str, Any] = {
+        "roster": ROSTER.sha256.hex(),
+        "coordinators": {"uni": COORDINATOR.public.hex()},
+        "base_models": (PLAN.base,),
+        "methods": ("regmean",),
+        "layers": ("bert.*", "classifier"),
+        "least_owners": 3,
+        "least_examples": 200,
+        "max_jobs": 2,
+        "expires": datetime.date(2027, 1, 31),
+    }
+    return Policy.model_validate(fields | changes)
+
+
+def question(by: Identity = COORDINATOR, plan: Plan = PLAN, **facts: Any) -> Question:
+    known: dict[str, Any] = {"roster": ROSTER, "examples": 200, "other_jobs": 1, "now": NOW}
+    return Question(SignedPlan.sign(plan, by), **(known | facts))
+
+
+def planned(**changes: Any) -> Question:
+    return question(plan=PLAN.model_copy(update=changes))
+
+
+def with_method(**options: Any) -> Question:
+    return question(plan=make_plan(masks=PLAN.masks, method=options))
+
+
+def test_what_is_allowed_is_permitted() -> None:
+    permit(policy(), question())
+    assert all(line.refusal is None for line in explain(policy(), question()))
+
+
+def test_an_empty_policy_permits_nothing() -> None:
+    refused = {line.key for line in explain(Policy(), question()) if line.refusal}
+    assert refused >= {"coordinators", "expires", "roster", "base_models", "methods", "layers"}
+    with pytest.raises(PolicyRefused):
+        permit(Policy(), question())
+
+
+# By rule: one step over what is allowed, on the plan's side and on the policy's.
+OVER: Mapping[str, tuple[tuple[Policy, Question], ...]] = {
+    "coordinators": ((policy(), question(STRANGER)), (policy(coordinators={}), question())),
+    "expires": ((policy(), question(now=NOW + DAY)), (policy(expires=None), question())),
+    "require": ((policy(), planned(masks="off")),),
+    "roster": (
+        (policy(), planned(masks=make_masks(5))),
+        (policy(), question(roster=None)),
+        (policy(roster=None), question()),
+        (policy(roster="0" * 64), question()),
+    ),
+    "base_models": ((policy(), planned(base="0" * 64)), (policy(base_models=()), question())),
+    "methods": ((policy(methods=("average",)), question()), (policy(), with_method(name="ties"))),
+    "layers": ((policy(layers=("bert.*",)), question()), (policy(layers=()), question())),
+    "embeddings": ((policy(methods=("fisher",)), with_method(name="fisher")),),
+    "least_owners": ((policy(least_owners=4), question()),),
+    "colluders": ((policy(colluders=2), question()),),
+    "least_examples": ((policy(), question(examples=199)), (policy(), planned(examples=199))),
+    "rows_factor": (
+        (policy(), with_method(name="regmean", rows_factor=3.9)),
+        (policy(rows_factor=4.1), question()),
+    ),
+    "max_jobs": ((policy(), question(other_jobs=2)), (policy(max_jobs=1), question())),
+}
+
+
+def test_every_rule_is_tested() -> None:
+    assert sorted(OVER) == sorted(KEYS)
+    assert set(KEYS) <= set(Policy.model_fields)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_rule_refuses_names_itself_and_says_what_to_change(key: str) -> None:
+    for allowed, asked in OVER[key]:
+        rule = next(rule for rule in rules(allowed) if rule.key == key)
+        with pytest.raises(PolicyRefused) as caught:
+            rule.check(asked)
+        assert caught.value.message.startswith(f"rule '{key}': asked {rule.asked(asked)}; allowed")
+        assert caught.value.hint.startswith("in policy.toml: ")
+        with pytest.raises(PolicyRefused):
+            permit(allowed, asked)
+
+
+def test_methods_without_gram_matrices_need_no_rows_and_no_layers() -> None:
+    allowed = policy(methods=("average", "task-arithmetic", "ties"), layers=())
+    for name in allowed.methods:
+        permit(allowed, with_method(name=name))
+
+
+def test_a_method_is_allowed_with_its_words() -> None:
+    permit(policy(methods=("fisher",), embeddings="any"), with_method(name="fisher"))
+
+
+def test_a_stranger_is_refused_first() -> None:
+    with pytest.raises(PolicyRefused, match="'coordinators': asked by a stranger; allowed uni"):
+        permit(Policy(coordinators={"uni": COORDINATOR.public.hex()}), question(STRANGER))
+
+
+def test_the_last_day_is_allowed() -> None:
+    permit(policy(), question(now=NOW - 30 * DAY))
+    permit(policy(), question(now=NOW + 59))
+    with pytest.raises(PolicyRefused, match="2027-02-01"):
+        permit(policy(), question(now=NOW + 60))
+
+
+def test_the_statement_counts_what_the_schema_counts() -> None:
+    schemas = [PLAN.method.schema_of(block) for block in PLAN.blocks]
+    size = 8 * sum(prod(shape) for schema in schemas for shape in schema.values())
+    text = "\n".join(statement(PLAN, ROSTER, publishes_scores=False))
+    assert f"{sum(map(len, schemas))} tensors" in text
+    assert f"{size:,} bytes in all" in text
+    listed = [line.split("; ") for line in text.splitlines() if line.startswith("  ")]
+    assert sum(int(bytes_.split()[0].replace(",", "")) for _, bytes_ in listed) == size
+    assert "1,000 of your training examples" in text
+
+
+def test_the_statement_names_the_others_and_how_many_must_be_honest() -> None:
+    text = " ".join(statement(PLAN, ROSTER, publishes_scores=False))
+    assert "at least 3 of 4 owners: org-000, org-001, org-002, org-003" in text
+    assert "while 2 of the 3 other owners are honest" in text
+    assert "accuracy" not in text
+    assert "accuracy" in " ".join(statement(PLAN, None, publishes_scores=True))
+
+
+def test_narrow_numbers_are_fewer_bytes() -> None:
+    wide, narrow = (
+        statement(replace_masks(bits), ROSTER, publishes_scores=False)[0] for bits in (64, 48)
+    )
+    sizes = [int(text.split(", ")[1].split()[0].replace(",", "")) for text in (wide, narrow)]
+    assert sizes[1] * 8 == sizes[0] * 6
+
+
+def replace_masks(bits: int) -> Plan:
+    return make_plan(masks=make_masks(4, bits=bits))
+
+
+def test_the_statement_warns_of_a_plan_without_masks() -> None:
+    assert any("WITHOUT MASKS" in line for line in statement(make_plan(), None, False))
+
+
+def test_a_question_is_a_value() -> None:
+    assert replace(question(), now=3) == question(now=3)

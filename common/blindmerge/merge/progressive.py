@@ -12,10 +12,10 @@ an owner sends G'_k and M_k = H_k W_k - G'_k W_0 = G'_k D_k + (H_k - G'_k) W_k: 
 are RegMean's, and so is the solve (see `least_squares`). Only the number of sums differs: what
 a layer gets depends on all merged before.
 
-Relatives distil layer by layer too, but where the data lie in one place: IterIS (Chen et al.,
-CVPR 2025) iterates the same kind of regression for LoRA, ProDistill (Xu et al., ICML 2025)
-learns coefficients by gradient. RegMean++ (Nguyen et al., 2025) takes X'_k but asks for
-X'_k W_k, so it does not correct what came before.
+Relatives have all texts in one place. IterIS (Chen et al., CVPR 2025) solves this regression
+for LoRA adapters, all layers at once, and repeats it; ProDistill (Xu et al., ICML 2025) distils
+layer by layer, but learns coefficients by gradient. RegMean++ (Nguyen et al., 2025) takes X'_k
+and asks for X'_k W_k, so it does not correct what came before.
 """
 
 from typing import ClassVar, Literal

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from blindmerge.errors import ResourceMissing
 
-__all__ = ["explaining", "replacing", "save_array"]
+__all__ = ["explaining", "replacing", "save_array", "save_private"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -64,6 +64,22 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> None:
         # numpy writes to real files by itself, and its OSError has no errno.
         target: Any = SimpleNamespace(write=stream.write)
         np.save(target, array)
+
+
+def save_private(path: Path, data: bytes) -> None:
+    """Replaces a file that only its owner may read; returns when file and folder are synced.
+
+    Raises ResourceMissing as `replacing` does.
+    """
+    with replacing(path) as temporary:
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(file, "wb") as stream:
+            stream.write(data)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _put(temporary: Path, path: Path) -> None:

@@ -6,14 +6,18 @@ One folder per run, one file per owner; a block has its place in it. Memory hold
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 from blindmerge.errors import ResourceMissing
+from blindmerge.files import save_private
 from blindmerge.secagg.manifest import SumManifest
+from blindmerge.secagg.persist import dump, load
 
-__all__ = ["Blocks", "Spool"]
+__all__ = ["Blocks", "Receipt", "Spool"]
 
 
 class Blocks(Protocol):
@@ -29,8 +33,21 @@ class Blocks(Protocol):
         """The block, if its SHA-256 is still `digest`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """An owner's answer with all blocks of a part was accepted.
+
+    size_bytes: of the answer.   digests: SHA-256 of each of the part's blocks.
+    """
+
+    seat: int
+    part: int
+    size_bytes: int
+    digests: dict[int, bytes]
+
+
 class Spool:
-    """The blocks of one run in a folder."""
+    """The blocks of one run in a folder, and receipts for what is complete."""
 
     def __init__(self, folder: Path, manifest: SumManifest) -> None:
         self._folder = folder / manifest.hash.hex()
@@ -67,6 +84,25 @@ class Spool:
         except OSError as error:
             raise self._full("written", error) from error
 
+    def acknowledge(self, receipt: Receipt) -> None:
+        """Syncs an owner's blocks, and notes that they are there.
+
+        Raises ResourceMissing if the disk does not take it.
+        """
+        self.sync(receipt.seat)
+        name = f"{receipt.seat:05d}-{receipt.part:05d}.receipt"
+        save_private(self._folder / name, dump(receipt))
+
+    def receipts(self, part: int | None = None) -> Iterator[Receipt]:
+        """What was acknowledged, also before a restart.   part: of which one; None: of all.
+
+        Raises JobAborted if a receipt is damaged.
+        """
+        for path in sorted(
+            self._folder.glob(f"*-{'*' if part is None else f'{part:05d}'}.receipt")
+        ):
+            yield load(Receipt, path.read_bytes())
+
     def read(self, seat: int, block: int, digest: bytes) -> bytes:
         """The block, if its SHA-256 is still `digest`.
 
@@ -87,7 +123,8 @@ class Spool:
 
     def forget(self, seat: int) -> None:
         """Removes the blocks of an owner, as of one that dropped out."""
-        self._path(seat).unlink(missing_ok=True)
+        for path in (*self._folder.glob(f"{seat:05d}-*.receipt"), self._path(seat)):
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes all blocks of the run."""

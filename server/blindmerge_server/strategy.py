@@ -9,7 +9,7 @@ merged tensors go with the request to evaluate. Use it as any strategy:
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from blindmerge.merge import LayerReport
 from blindmerge.plan import Plan
 from blindmerge.wire import from_wire, to_wire
 from blindmerge_server.exchanges import Exchange, exchanges
-from blindmerge_server.rounds import solve_block
+from blindmerge_server.rounds import Total, solve_block
 from blindmerge_server.sums import Proof, Sums
 
 __all__ = ["Drop", "JobRecord", "Merge"]
@@ -67,7 +67,8 @@ class Merge(Strategy):
     plan, base: what is merged.   out: folder of the merged checkpoint.
     nodes: owner by node id. An owner that fails, refuses or breaks the plan is out for the
     rest of the job; the job goes on while enough are left, else TooFewOwners is raised.
-    sums: `SecureSums`, or `OpenSums` if the plan has no masks.
+    sums: `SecureSums`, or `OpenSums` if the plan has no masks. The job goes on where they are.
+    record: of a job that goes on.
     on_exchange: called after each exchange with how many are done.
     """
 
@@ -79,48 +80,58 @@ class Merge(Strategy):
         nodes: dict[int, str],
         sums: Sums,
         on_exchange: Callable[[int], None] = lambda _: None,
+        record: JobRecord | None = None,
     ) -> None:
         self.plan = plan
-        self.record = JobRecord(proofs=sums.proofs)
+        self.record = record or JobRecord()
+        self.record.proofs = sums.proofs
         self._base = base
         self._writer = CheckpointWriter(out, base, plan.blocks)
-        self._nodes = dict(nodes)
+        self._nodes = {n: name for n, name in nodes.items() if name not in self.record.dropped}
+        self._asked: dict[int, str] = {}
         self._sums = sums
-        self._exchanges, self._last_delivery = exchanges(plan)
+        steps, self._last_delivery = exchanges(plan)
+        self._exchanges = steps[sums.closed :]
         self._on_exchange = on_exchange
         self._started_s = time.monotonic()
 
     @property
     def rounds(self) -> int:
-        """How many rounds the job takes."""
-        return len(self._exchanges)
+        """How many rounds the job takes, or what is left of it."""
+        return max(1, len(self._exchanges))  # the last one also asks for scores
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The requests of exchange `server_round - 1`."""
+        """The requests of the exchange; owners whose answers are here already get none."""
         del arrays, config, grid
         self._started_s = time.monotonic()
+        self._solve(self._sums.totals())
+        if not self._exchanges:
+            return []
         exchange = self._exchanges[server_round - 1]
-        return self._requests("train", exchange.block, exchange.deliver, exchange)
+        answered = self._sums.answered(exchange)
+        for owner, size_bytes in answered.items():
+            self._count(owner, size_bytes)
+        return self._requests("train", exchange.block, exchange.deliver, exchange, answered)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Takes the replies as they come; solves and writes what is known after them."""
-        exchange = self._exchanges[server_round - 1]
-        step = self._step(exchange)
-        for owner, content in self._accepted(step, replies):
-            self._take(exchange, owner, content)
-            del content  # or it would stay in memory beside the next one
-        self._check_enough()
-        for total in self._sums.close(exchange):
-            self.record.layers += solve_block(self.plan, total, self._base, self._writer)
-            self.record.owners[self.plan.blocks[total.block].name] = total.owners
+        for exchange in self._exchanges[server_round - 1 : server_round]:
+            step = self._step(exchange)
+            for owner, content in self._accepted(step, replies):
+                self._take(exchange, owner, content)
+                del content  # or it would stay in memory beside the next one
+            self._check_enough()
+            # Once before and once with the solve: the sums keep the record when they close.
+            self.record.seconds[step] = time.monotonic() - self._started_s
+            self._solve(self._sums.close(exchange))
+            self.record.seconds[step] = time.monotonic() - self._started_s
         if server_round == self.rounds:
             self._writer.finish()
-        self.record.seconds[step] = time.monotonic() - self._started_s
-        self._on_exchange(server_round)
+        self._on_exchange(self._sums.closed)
         return None, None
 
     def configure_evaluate(
@@ -130,7 +141,7 @@ class Merge(Strategy):
         del arrays, config, grid
         if server_round < self.rounds:
             return []
-        return self._requests("evaluate", None, self._last_delivery, None)
+        return self._requests("evaluate", None, self._last_delivery, None, {})
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -150,14 +161,25 @@ class Merge(Strategy):
     def summary(self) -> None:
         """Nothing: the caller shows the job."""
 
+    def _solve(self, totals: Iterable[Total]) -> None:
+        for total in totals:
+            self.record.layers += solve_block(self.plan, total, self._base, self._writer)
+            self.record.owners[self.plan.blocks[total.block].name] = total.owners
+
     def _requests(
-        self, kind: str, block: int | None, deliver: Sequence[int], exchange: Exchange | None
+        self,
+        kind: str,
+        block: int | None,
+        deliver: Sequence[int],
+        exchange: Exchange | None,
+        answered: Container[str],
     ) -> list[Message]:
         # A list, which costs nothing: they share the tensors. Flower's grid over HTTP goes
         # through them twice, and would send nothing of a generator.
         merged = self._merged(deliver)
         requests = []
-        for node, owner in sorted(self._nodes.items()):
+        self._asked = {n: owner for n, owner in self._nodes.items() if owner not in answered}
+        for node, owner in sorted(self._asked.items()):
             request = ConfigRecord(
                 {
                     "plan": self.plan.encode(),
@@ -194,12 +216,14 @@ class Merge(Strategy):
         except PeerInvalid as error:
             self._drop(owner, self._step(exchange), str(error))
             return
-        sent = sum(len(array.data) for array in record.values())
-        self.record.sent_bytes[owner] = self.record.sent_bytes.get(owner, 0) + sent
+        self._count(owner, sum(len(array.data) for array in record.values()))
+
+    def _count(self, owner: str, size_bytes: int) -> None:
+        self.record.sent_bytes[owner] = self.record.sent_bytes.get(owner, 0) + size_bytes
 
     def _accepted(self, step: str, replies: Iterable[Message]) -> Iterator[tuple[str, RecordDict]]:
         """Owner and content of each good reply; everybody else is dropped."""
-        silent = dict(self._nodes)
+        silent = dict(self._asked)
         for reply in replies:
             owner = silent.pop(reply.metadata.src_node_id, None)
             if owner is None:

@@ -6,27 +6,27 @@ are fixed. `OpenSums` adds statistics as they come, which shows every one of the
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy.typing as npt
 
 from blindmerge.encoding import Layout
-from blindmerge.errors import PeerInvalid, ProtocolBroken
+from blindmerge.errors import JobAborted, PeerInvalid, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
 from blindmerge.secagg.messages import Block, Limits, parse
 from blindmerge.secagg.transcript import Transcript
 from blindmerge_server.exchanges import Exchange, Kind
-from blindmerge_server.protocol import receive, start
+from blindmerge_server.protocol import decode_state, encode_state, receive, start
 from blindmerge_server.rounds import MIN_OWNERS, BlockSum, Total
-from blindmerge_server.spool import Spool
-from blindmerge_server.states import Agreeing, Collecting, OpenState, Unmasking
+from blindmerge_server.spool import Receipt, Spool
+from blindmerge_server.states import Agreeing, Collecting, OpenState, ServerState, Unmasking
 from blindmerge_server.unmask import sum_statistic
 
-__all__ = ["OpenSums", "Proof", "SecureSums", "Sums"]
+__all__ = ["OpenSums", "Proof", "SecureSums", "Sums", "SumsState"]
 
 Answer = Mapping[str, npt.NDArray[Any]]
 
@@ -39,12 +39,31 @@ class Proof:
     openers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SumsState:
+    """Where the secure sums of a job are; secret.
+
+    closed: exchanges.   now, following: encoded states of the sum that goes on, and of the one
+    whose first rounds ride on it; empty if there is none.   proofs: of sums that have ended.
+    """
+
+    closed: int
+    now: bytes
+    following: bytes
+    proofs: tuple[Proof, ...]
+
+
 class Sums(Protocol):
     """How the statistics of a job are added up."""
 
     least_owners: int
+    closed: int
+    """How many exchanges are closed."""
     proofs: list[Proof]
     """One for each secure sum that has ended."""
+
+    def answered(self, exchange: Exchange) -> Mapping[str, int]:
+        """Owners whose answers are here from before a restart, and how many bytes they sent."""
 
     def messages(self, exchange: Exchange, owner: str) -> tuple[bytes, ...]:
         """What an owner is told in an exchange."""
@@ -58,15 +77,24 @@ class Sums(Protocol):
         Raises TooFewOwners or another JobAborted if the job cannot go on.
         """
 
+    def totals(self) -> Iterator[Total]:
+        """The totals that were known before a restart and may not have been used."""
+
 
 class OpenSums:
     """Sums that the server watches grow: for a plan without masks."""
 
     def __init__(self, plan: Plan) -> None:
         self.least_owners = MIN_OWNERS
+        self.closed = 0
         self.proofs: list[Proof] = []
         self._plan = plan
         self._sum: BlockSum | None = None
+
+    def answered(self, exchange: Exchange) -> Mapping[str, int]:
+        """None: these sums do not survive a restart."""
+        del exchange
+        return {}
 
     def messages(self, exchange: Exchange, owner: str) -> tuple[bytes, ...]:
         """None."""
@@ -83,9 +111,14 @@ class OpenSums:
 
     def close(self, exchange: Exchange) -> Iterator[Total]:
         """The total of the block that was asked for."""
+        self.closed += 1
         if exchange.block is not None:
             added, self._sum = self._sum or BlockSum(self._plan, exchange.block), None
             yield added.total()
+
+    def totals(self) -> Iterator[Total]:
+        """None."""
+        return iter(())
 
 
 class SecureSums:
@@ -93,8 +126,10 @@ class SecureSums:
 
     layouts: for each phase, the public exponents of each of its blocks.
     folder: for masked blocks; private to the job.   expires: Unix time in seconds after which
-    no owner joins.
-    Raises PeerInvalid if plan, roster and layouts do not fit each other.
+    no owner joins.   kept: where the job was when the server died; None begins it.
+    keep: is given every state before anything follows from it.
+    Raises PeerInvalid if plan, roster and layouts do not fit each other, JobAborted if `kept` is
+    damaged or of another job.
     """
 
     def __init__(
@@ -104,12 +139,14 @@ class SecureSums:
         layouts: Sequence[Sequence[Layout]],
         folder: Path,
         expires: int,
+        kept: SumsState | None = None,
+        keep: Callable[[SumsState], None] = lambda _: None,
     ) -> None:
-        self.proofs: list[Proof] = []
         self._plan = plan
         self._roster = roster
         self._seats = {member.name: seat for seat, member in enumerate(roster.members)}
         self._folder = folder
+        self._keep = keep
         self._manifests = [
             plan.sum_manifest(phase, parts, attempt=0, expires=expires)
             for phase, parts in enumerate(layouts)
@@ -117,9 +154,19 @@ class SecureSums:
         if len(self._manifests) != len(plan.phases):
             raise ProtocolBroken("there are not as many layouts as the plan has sums")
         self.least_owners = self._manifests[0].thresholds.quorum
-        self._spool = Spool(folder, self._manifests[0])
-        self._now: OpenState = start(self._manifests[0], roster)
-        self._next: OpenState | None = None
+        first = encode_state(start(self._manifests[0], roster))
+        state = kept or SumsState(0, first, b"", ())
+        self.closed = state.closed
+        self.proofs: list[Proof] = list(state.proofs)
+        self._now = self._restored(state.now)
+        self._next = self._restored(state.following)
+
+    def answered(self, exchange: Exchange) -> Mapping[str, int]:
+        """Owners whose masked blocks are on disk."""
+        if exchange.kind is not Kind.MASKED_INPUT:
+            return {}
+        receipts = self._spool.receipts(self._part(exchange))
+        return {self._roster.name(receipt.seat): receipt.size_bytes for receipt in receipts}
 
     def messages(self, exchange: Exchange, owner: str) -> tuple[bytes, ...]:
         """Of the sum that goes on, and of the next one if its first rounds ride on this."""
@@ -134,69 +181,96 @@ class SecureSums:
         if exchange.kind is Kind.MASKED_INPUT:
             self._receive_blocks(seat, exchange, answer)
         elif exchange.kind is not Kind.DELIVERY:
-            if len(answer) != len(self._states):
+            states = self._states
+            if len(answer) != len(states):
                 raise ProtocolBroken(f"'{owner}' sent {len(answer)} messages at once")
             first, *rest = (array.tobytes() for array in answer.values())
-            self._now = receive(self._now, seat, first)
+            self._now = receive(states[0], seat, first)
             if self._next is not None:
-                self._next = receive(self._next, seat, rest[0])
+                self._next = receive(states[1], seat, rest[0])
 
     def close(self, exchange: Exchange) -> Iterator[Total]:
         """Closes the round; after the last one, the totals of all blocks of the sum."""
-        if exchange.kind in (Kind.ADVERTISE, Kind.SHARE):
-            self._now = _closed(self._now)
-        elif exchange.kind is Kind.MASKED_INPUT:
+        if exchange.kind is Kind.MASKED_INPUT:
             if exchange.block == self._plan.phases[exchange.phase][-1]:
                 self._close_input(exchange.phase + 1)
-        elif exchange.kind is Kind.CONSISTENCY:
-            self._now = _closed(self._now)
-            self._next = None if self._next is None else _closed(self._next)
-        elif exchange.kind is Kind.UNMASK:
-            yield from self._totals(exchange.phase)
+        elif exchange.kind is not Kind.DELIVERY:
+            after = [state.close() for state in self._states]
+            self._now, self._next = after[0], after[1] if len(after) > 1 else None
+        self.closed += 1
+        self._keep(self._state())
+        return self.totals()
+
+    def totals(self) -> Iterator[Total]:
+        """What the masks that are open give; the next sum begins when all of it is used."""
+        opened = self._now
+        if not isinstance(opened, Unmasking):
+            return
+        manifest, summed = opened.transcript.manifest, opened.transcript.summed
+        openers = tuple(self._roster.name(seat) for seat in opened.openers)
+        self.proofs.append(Proof(opened.transcript, openers))
+        spool, threads = Spool(self._folder, manifest), len(os.sched_getaffinity(0))
+        for part, block in enumerate(self._plan.phases[manifest.phase]):
+            yield Total(block, summed, sum_statistic(opened, spool, part, threads=threads))
+        self._now, self._next = self._next, None
+        self._keep(self._state())
+        spool.remove()
 
     @property
     def _states(self) -> tuple[OpenState, ...]:
-        return (self._now,) if self._next is None else (self._now, self._next)
+        return tuple(_open(state) for state in (self._now, self._next) if state is not None)
+
+    @property
+    def _spool(self) -> Spool:
+        return Spool(self._folder, _open(self._now).manifest)
+
+    def _part(self, exchange: Exchange) -> int:
+        return self._plan.phases[exchange.phase].index(cast(int, exchange.block))
 
     def _receive_blocks(self, seat: int, exchange: Exchange, answer: Answer) -> None:
-        manifest = self._now.manifest
-        state = self._now
+        state, spool, part = _open(self._now), self._spool, self._part(exchange)
+        limits = Limits.of(state.manifest)
         for array in answer.values():
             data = array.tobytes()
             state = receive(state, seat, data)
-            message = parse(data, Limits.of(manifest))
+            message = parse(data, limits)
             if isinstance(message, Block):
-                self._spool.write(seat, message.index, message.payload)
-        part = self._plan.phases[exchange.phase].index(cast(int, exchange.block))
+                spool.write(seat, message.index, message.payload)
         if not isinstance(state, Collecting) or not state.has(seat, part):
             raise ProtocolBroken(f"'{self._roster.name(seat)}' did not send all its blocks")
-        self._spool.sync(seat)
+        size_bytes = sum(array.nbytes for array in answer.values())
+        digests = {n: state.digests[seat][n] for n in state.manifest.blocks_of(part)}
+        spool.acknowledge(Receipt(seat, part, size_bytes, digests))
         self._now = state
 
     def _close_input(self, following: int) -> None:
         """Fixes U3; who is in it may take part in the next sum."""
-        agreeing = _closed(self._now)
+        agreeing = _open(self._now).close()
         if not isinstance(agreeing, Agreeing):
             raise AssertionError("masked input ends with the survivors")
         self._now = agreeing
         if following < len(self._manifests):
             self._next = start(self._manifests[following], self._roster, agreeing.sets.u3)
 
-    def _totals(self, phase: int) -> Iterator[Total]:
-        opened = self._now.close()
-        if not isinstance(opened, Unmasking):
-            raise AssertionError("the masks are opened last")
-        transcript = opened.transcript
-        openers = tuple(self._roster.name(seat) for seat in opened.openers)
-        self.proofs.append(Proof(transcript, openers))
-        threads = len(os.sched_getaffinity(0))
-        for part, block in enumerate(self._plan.phases[phase]):
-            statistic = sum_statistic(opened, self._spool, part, threads=threads)
-            yield Total(block, transcript.summed, statistic)
-        self._spool.remove()
-        if self._next is not None:
-            self._now, self._next = _closed(self._next), None
-            self._spool = Spool(self._folder, self._now.manifest)
+    def _state(self) -> SumsState:
+        now, following = (
+            b"" if state is None else encode_state(state) for state in (self._now, self._next)
+        )
+        return SumsState(self.closed, now, following, tuple(self.proofs))
+
+    def _restored(self, data: bytes) -> ServerState | None:
+        """A state that was kept, with all blocks that are on disk."""
+        if not data:
+            return None
+        state = decode_state(data)
+        manifest = state.transcript.manifest if isinstance(state, Unmasking) else state.manifest
+        if manifest != self._manifests[manifest.phase]:
+            raise JobAborted("the state that was kept is that of another job")
+        if isinstance(state, Collecting):
+            for receipt in Spool(self._folder, manifest).receipts():
+                known = state.digests.get(receipt.seat, {}) | receipt.digests
+                state = replace(state, digests=state.digests | {receipt.seat: known})
+        return state
 
     def _seat(self, owner: str) -> int:
         if owner not in self._seats:
@@ -204,8 +278,7 @@ class SecureSums:
         return self._seats[owner]
 
 
-def _closed(state: OpenState) -> OpenState:
-    after = state.close()
-    if isinstance(after, Unmasking):
-        raise AssertionError("the masks are opened last")
-    return after
+def _open(state: ServerState | None) -> OpenState:
+    if state is None or isinstance(state, Unmasking):
+        raise AssertionError("no round is open")
+    return state

@@ -2,8 +2,8 @@
 
 It is made from the names and shapes in a checkpoint alone, before any data is read, and is
 part of the plan. Blocks stand in forward order: one for the embeddings, one per transformer
-layer, one for the head; each is one phase of a job. Within a block, linear layers with a
-common input form a group, since they share one Gram matrix.
+layer, one for the head; a merge method may cut them further. Within a block, linear layers with
+a common input form a group, since they share one Gram matrix.
 """
 
 import re
@@ -89,9 +89,9 @@ class Mean(BaseModel):
 
 
 class Block(BaseModel):
-    """What one phase merges.
+    """What is merged at once: the part of a model that one statistic is about.
 
-    module: path of the transformer layer whose output ends the block; empty for the
+    module: path of the transformer layer that the block is, or is a part of; empty for the
     embeddings and the head.
     """
 

@@ -1,9 +1,10 @@
 """Runs a model one block at a time.
 
-The hidden states at the last boundary between blocks are kept on disk, so that the whole job
-costs one forward pass, and memory holds one block's statistics and one batch. The layers
-before the block are passed over; what the model computes around them (embeddings, masks,
-rotary tables) runs as usual, which keeps this independent of the architecture.
+The hidden states after the last layer are kept on disk, so that the whole job costs one forward
+pass, and one more, at most, for each peek into a layer that is merged in parts; memory holds one
+block's statistics and one batch. The layers before are passed over; what the model computes
+around them (embeddings, masks, rotary tables) runs as usual, which keeps this independent of
+the architecture.
 """
 
 import shutil

@@ -22,7 +22,7 @@ from blindmerge_server.report.plots import (
     plot_scores,
 )
 from blindmerge_server.report.schema import Report
-from blindmerge_server.report.wording import percent
+from blindmerge_server.report.wording import accuracy_of, percent
 from support.reports import LONG_NAMES, make_report
 
 FOUR = ("tweets", "products", "films", "editorials")
@@ -73,6 +73,14 @@ def test_the_matrix_names_every_model_and_owner_with_every_score(owners: Sequenc
         for score in system.scores:
             assert percent(score.accuracy) in written
             assert percent(score.f1) in written
+
+
+def test_accuracy_is_of_texts_or_of_words() -> None:
+    report = make_report()
+    assert accuracy_of(report) == "accuracy, % of the test texts"
+    job = report.job.model_copy(update={"task": "token-classification"})
+    words = report.model_copy(update={"job": job})
+    assert accuracy_of(words) == "accuracy, % of the test words"
 
 
 def test_the_scores_have_one_dot_per_test_set_at_its_place() -> None:

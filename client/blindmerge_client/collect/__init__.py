@@ -1,1 +1,1 @@
-"""What an owner measures for a merge: Gram matrices, also between models, and the Fisher information."""
+"""What an owner measures for a merge: moments of inputs, and the Fisher information."""

@@ -76,7 +76,7 @@ def test_the_matrix_names_every_model_and_owner_with_every_score(owners: Sequenc
 
 
 def test_accuracy_is_of_texts_or_of_words() -> None:
-    report = make_report()
+    report = make_report(["anna", "bert", "cleo"])
     assert accuracy_of(report) == "accuracy, % of the test texts"
     job = report.job.model_copy(update={"task": "token-classification"})
     words = report.model_copy(update={"job": job})

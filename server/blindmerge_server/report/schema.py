@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 MASKS_OFF = "masks off: the server saw each owner's statistics"
-MASKS_ON = "masks on: the server saw sums over {least} owners or more, and nothing else"
+MASKS_ON = "masks on: the server saw only sums of statistics, over {least} owners or more"
 
 Kind: TypeAlias = Literal["own", "merged", "simulation-only"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]

@@ -158,6 +158,8 @@ class SecureSums:
         state = kept or SumsState(0, first, b"", ())
         self.closed = state.closed
         self.proofs: list[Proof] = list(state.proofs)
+        for proof in self.proofs:  # the server may have died just before it did this
+            Spool(folder, proof.transcript.manifest).remove()
         self._now = self._restored(state.now)
         self._next = self._restored(state.following)
 

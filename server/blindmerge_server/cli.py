@@ -7,12 +7,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from blindmerge_server.commands import server
+
 __all__ = ["register", "simulate"]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `blindmerge`."""
     app.command()(simulate)
+    app.add_typer(server)
 
 
 def simulate(

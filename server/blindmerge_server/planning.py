@@ -1,0 +1,79 @@
+"""From a job's TOML file to the plan that the coordinator signs."""
+
+from pydantic import ValidationError
+
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.errors import BlindmergeError, ConfigInvalid
+from blindmerge.files import replacing
+from blindmerge.identity import Roster
+from blindmerge.manifest import task_of
+from blindmerge.plan import Masks, Plan
+from blindmerge.signed_plan import SignedPlan
+from blindmerge_server.config import Home, JobSettings
+
+__all__ = ["make_plan", "read_plan", "write_plan"]
+
+
+def make_plan(job: JobSettings, roster: Roster) -> Plan:
+    """The plan of a job, always with masks.
+
+    Raises ConfigInvalid if the base model cannot be merged as the job says, and what
+    `Checkpoint` and `Masks.of` raise.
+    """
+    base = Checkpoint(job.base)
+    if not base.labels:
+        raise ConfigInvalid(
+            f"the base model '{job.base}' has no labels",
+            hint="all owners fine-tune one classifier; give that checkpoint, with its new head",
+        )
+    try:
+        return Plan(
+            job=job.name,
+            base=base.sha256,
+            manifest=base.manifest,
+            task=task_of(base.architecture),
+            labels=base.labels,
+            method=job.method,
+            examples=job.examples,
+            max_length=job.max_length,
+            masks=Masks.of(roster, job.colluders, job.bits),
+        )
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ConfigInvalid(f"job '{job.name}' cannot be planned: {first['msg']}") from error
+
+
+def write_plan(home: Home, job: JobSettings) -> SignedPlan:
+    """Signs the plan and writes it to the folder of plans; the same plan again changes nothing.
+
+    Raises ConfigInvalid if there is another plan of that name: owners may have read it.
+    """
+    signed = SignedPlan.sign(make_plan(job, home.roster()), home.identity())
+    file = home.plans / f"{job.name}.plan"
+    if file.exists():
+        if read_plan(home, job.name) != signed:
+            raise ConfigInvalid(
+                f"job '{job.name}' has another plan already, in '{file}'",
+                hint="give the job a new name: owners may have read and approved the old plan",
+            )
+        return signed
+    with replacing(file) as temporary:
+        temporary.write_bytes(signed.encode())
+    return signed
+
+
+def read_plan(home: Home, name: str) -> SignedPlan:
+    """The plan of this name.   Raises ConfigInvalid if there is none or it is damaged."""
+    file = home.plans / f"{name}.plan"
+    try:
+        signed = SignedPlan.decode(file.read_bytes())
+        signed.verify([home.identity().member])
+    except OSError as error:
+        raise ConfigInvalid(
+            f"there is no plan of job '{name}'", hint="write it: blindmerge server plan"
+        ) from error
+    except BlindmergeError as error:
+        raise ConfigInvalid(
+            f"'{file}' is damaged", hint="remove it, and write the plan again under a new name"
+        ) from error
+    return signed

@@ -134,7 +134,8 @@ class Plan(BaseModel):
         if self.masks == "off" or not 0 <= phase < len(self.phases):
             raise PeerInvalid(f"the plan has no secure sum number {phase}")
         schemas = [dict(self.method.schema_of(self.blocks[b])) for b in self.phases[phase]]
-        if [dict(part.shapes) for part in parts] != schemas:
+        widths = {part.bits for part in parts}
+        if [dict(part.shapes) for part in parts] != schemas or widths != {self.masks.bits}:
             raise SchemaMismatch(f"the parts of sum {phase} are not what the plan's method sends")
         return SumManifest(
             job=self.job,

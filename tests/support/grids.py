@@ -20,12 +20,12 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from blindmerge.checkpoint import Checkpoint
-from blindmerge.encoding import uniform
 from blindmerge_client.app import OwnerLike, courier
 from blindmerge_server.grid import StreamingGrid
 from blindmerge_server.strategy import Merge
 from blindmerge_server.sums import OpenSums, SecureSums, Sums
 from support.jobs import NAMES, Job
+from support.plans import layouts_of
 
 __all__ = [
     "FIRST_NODE",
@@ -123,22 +123,8 @@ def sums_of(job: Job) -> Sums:
     plan = job.plan
     if plan.masks == "off":
         return OpenSums(plan)
-    owners, bits = plan.masks.thresholds.owners, plan.masks.bits
-    layouts = [
-        [
-            uniform(
-                plan.method.schema_of(plan.blocks[block]),
-                12,
-                owners=owners,
-                bits=bits,
-                block_elements=1000,
-            )
-            for block in blocks
-        ]
-        for blocks in plan.phases
-    ]
     expires = int(time.time()) + 3600
-    return SecureSums(plan, job.roster, layouts, job.folder / "spool", expires)
+    return SecureSums(plan, job.roster, layouts_of(plan), job.folder / "spool", expires)
 
 
 def merge_of(job: Job, sums: Sums | None = None, **options: Any) -> Merge:

@@ -138,7 +138,8 @@ def under_masks(job: Job, bits: Bits = 64, colluders: int | None = None) -> Job:
 
 def with_plan(job: Job, **changes: Any) -> Job:
     """The same job with another plan."""
-    return replace(job, plan=Plan.model_validate(dict(job.plan) | changes))
+    fields = {name: getattr(job.plan, name) for name in Plan.model_fields}
+    return replace(job, plan=Plan.model_validate(fields | changes))
 
 
 def noisy(base: Path, folder: Path, seed: int) -> Path:

@@ -34,9 +34,9 @@ def encode(value: object) -> bytes:
     Raises NotCanonical for a type, number, text or key outside the subset, or nesting
     deeper than 32.
     """
-    out = bytearray()
+    out: list[bytes] = []  # joined once: a masked block of megabytes is copied once
     _write(out, value, 0)
-    return bytes(out)
+    return b"".join(out)
 
 
 def decode(data: bytes) -> Value:
@@ -73,25 +73,24 @@ def decode_as(kind: type[_Model], data: bytes, what: str) -> _Model:
     return model
 
 
-def _write_head(out: bytearray, major: int, argument: int) -> None:
+def _write_head(out: list[bytes], major: int, argument: int) -> None:
     if argument < 24:
-        out.append(major << 5 | argument)
+        out.append(bytes([major << 5 | argument]))
         return
     for info, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
         if argument < 1 << 8 * size:
-            out.append(major << 5 | info)
-            out += argument.to_bytes(size, "big")
+            out.append(bytes([major << 5 | info]) + argument.to_bytes(size, "big"))
             return
     raise NotCanonical("an integer or length needs more than 64 bits")
 
 
-def _write(out: bytearray, value: object, depth: int) -> None:
+def _write(out: list[bytes], value: object, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise NotCanonical(f"nested deeper than {_MAX_DEPTH}")
     if value is None:
-        out.append(_SIMPLE << 5 | _NULL)
+        out.append(bytes([_SIMPLE << 5 | _NULL]))
     elif type(value) is bool:
-        out.append(_SIMPLE << 5 | (_TRUE if value else _FALSE))
+        out.append(bytes([_SIMPLE << 5 | (_TRUE if value else _FALSE)]))
     elif type(value) is int:
         _write_head(out, _NINT if value < 0 else _UINT, -1 - value if value < 0 else value)
     elif type(value) is float:
@@ -100,7 +99,7 @@ def _write(out: bytearray, value: object, depth: int) -> None:
         _write_text(out, value)
     elif type(value) is bytes:
         _write_head(out, _BYTES, len(value))
-        out += value
+        out.append(value)
     elif isinstance(value, (list, tuple)):
         _write_head(out, _LIST, len(value))
         for item in value:
@@ -111,30 +110,29 @@ def _write(out: bytearray, value: object, depth: int) -> None:
         raise NotCanonical(f"{type(value).__name__} has no canonical encoding")
 
 
-def _write_text(out: bytearray, value: str) -> None:
+def _write_text(out: list[bytes], value: str) -> None:
     try:
         text = value.encode("utf-8")
     except UnicodeEncodeError:
         # Not `from error`: that exception carries the text.
         raise NotCanonical("text with a lone surrogate has no canonical encoding") from None
     _write_head(out, _TEXT, len(text))
-    out += text
+    out.append(text)
 
 
-def _write_float(out: bytearray, value: float) -> None:
+def _write_float(out: list[bytes], value: float) -> None:
     if not math.isfinite(value):
         raise NotCanonical("NaN and infinity have no canonical encoding")
-    out.append(_SIMPLE << 5 | _FLOAT64)
     # -0.0 equals 0.0, and equal values need equal bytes.
-    out += struct.pack(">d", value + 0.0)
+    out.append(bytes([_SIMPLE << 5 | _FLOAT64]) + struct.pack(">d", value + 0.0))
 
 
-def _write_map(out: bytearray, value: Mapping[object, object], depth: int) -> None:
+def _write_map(out: list[bytes], value: Mapping[object, object], depth: int) -> None:
     if any(type(key) is not str for key in value):
         raise NotCanonical("map keys must be text")
     _write_head(out, _MAP, len(value))
     for key, item in sorted((encode(key), item) for key, item in value.items()):
-        out += key
+        out.append(key)
         _write(out, item, depth + 1)
 
 

@@ -114,9 +114,11 @@ class ArrayLayout(BaseModel):
         """2^e of the numbers start:stop of the flattened array."""
         if self.scale.kind == "uniform":
             return float(self._factors[0])
-        flat = np.arange(start, stop)
         if self.scale.kind == "rows":
-            return self._factors[flat // (self.size // self.shape[0])]
+            width = self.size // self.shape[0]
+            rows = np.arange(start // width, -(-stop // width))
+            sizes = np.minimum((rows + 1) * width, stop) - np.maximum(rows * width, start)
+            return np.repeat(self._factors[rows], sizes)
         # Packed column by column: column j starts at j(j+1)/2 and has j+1 numbers.
         first = (math.isqrt(8 * start + 1) - 1) // 2
         last = (math.isqrt(8 * (stop - 1) + 1) - 1) // 2
@@ -124,7 +126,7 @@ class ArrayLayout(BaseModel):
         starts = columns * (columns + 1) // 2
         sizes = np.minimum(starts + columns + 1, stop) - np.maximum(starts, start)
         column = np.repeat(columns, sizes)
-        row = flat - column * (column + 1) // 2
+        row = np.arange(start, stop) - column * (column + 1) // 2
         return self._factors[row] * self._factors[column]
 
 

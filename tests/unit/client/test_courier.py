@@ -1,7 +1,8 @@
-"""The courier answers every request with a statistic, scores, or a refusal that tells little."""
+"""The courier answers every request with an answer, scores, or a refusal that tells little."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,37 @@ from blindmerge.errors import (
     PolicyRefused,
 )
 from blindmerge.plan import Plan
-from blindmerge.statistic import Statistic
 from blindmerge.wire import from_wire, to_wire
-from blindmerge_client.app import courier
-from blindmerge_client.owner import Owner
+from blindmerge_client.app import NO_BLOCK, courier
 from support.grids import context_of, over_the_wire, request_of
-from support.jobs import Job, edit_weights, make_job
-from support.pico import pico_examples
+from support.jobs import Job, edit_weights, make_job, under_masks, with_plan
+from support.plans import make_plan
 
 PRIVATE = "our patient fell ill"
+PLAN = make_plan().encode()
 
 
 class Fake:
     """An owner that notes what it is asked and can fail."""
 
+    name = "fake"
+
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.asked: list[tuple[Any, ...]] = []
-        self.statistic = Statistic({"a": (2,)}, {"a": np.array([1.0, -2.0])})
-        self.scores: Mapping[str, float] = {"accuracy": 0.5, "macro_f1": 0.25, "examples": 3}
+        self.reply = {"a": np.array([1.0, -2.0])}
+        self.scores: Mapping[str, float] = {"accuracy": 0.5, "f1": 0.25, "examples": 3}
 
-    def contribute(self, plan: Plan, phase: int) -> Statistic:
-        self.asked.append(("contribute", plan.sha256, phase))
+    def answer(
+        self, plan: Plan, block: int | None, messages: Sequence[bytes]
+    ) -> Mapping[str, np.ndarray[Any, Any]]:
+        self.asked.append(("answer", plan.sha256, block, list(messages)))
         if self.error is not None:
             raise self.error
-        return self.statistic
+        return self.reply
 
-    def receive(self, plan: Plan, phase: int, merged: Tensors) -> None:
-        self.asked.append(("receive", plan.sha256, phase, sorted(merged)))
+    def receive(self, plan: Plan, merged: Tensors) -> None:
+        self.asked.append(("receive", plan.sha256, sorted(merged)))
 
     def evaluate(self, plan: Plan) -> Mapping[str, float]:
         self.asked.append(("evaluate", plan.sha256))
@@ -78,57 +82,71 @@ def record_of(tensors: Mapping[str, Any]) -> ArrayRecord:
     return ArrayRecord({name: Array(*to_wire(array)) for name, array in tensors.items()})
 
 
-def real_owner(job: Job) -> Owner:
-    examples = pico_examples(12, seed=0)
-    return Owner("a", job.base, job.owners[0], examples, job.folder / "owner", examples)
+def asking(job: Job, block: int, *messages: bytes, merged: ArrayRecord | None = None) -> Message:
+    content = {"plan": job.plan.encode(), "block": block, "messages": list(messages)}
+    return request_of(content, merged)
 
 
 def test_a_whole_job_over_the_courier(job: Job) -> None:
-    owner = real_owner(job)
+    owner = job.owner(0)
     merged = Checkpoint(job.owners[1])
-    plan = job.plan.encode()
-    for phase, block in enumerate(job.plan.phases):
-        before = job.plan.phases[phase - 1].shapes if phase else {}
-        request = request_of({"plan": plan, "phase": phase}, record_of(merged.read(before)))
-        reply = ask(owner, request)
-        assert set(reply.content) == {"statistic"}
+    for number, block in enumerate(job.plan.blocks):
+        before = job.plan.blocks[number - 1].shapes if number else {}
+        reply = ask(owner, asking(job, number, merged=record_of(merged.read(before))))
+        assert set(reply.content) == {"answer"}
         arrays = {
             name: from_wire(array.dtype, array.shape, array.stype, array.data)
-            for name, array in reply.content.array_records["statistic"].items()
+            for name, array in reply.content.array_records["answer"].items()
         }
-        expected = job.session(0).contribute(phase)
+        expected = job.session(0).contribute(number)
         assert arrays.keys() == job.plan.method.schema_of(block).keys()
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, expected[name])
-    last = record_of(merged.read(job.plan.phases[3].shapes))
-    reply = ask(owner, request_of({"plan": plan, "phase": 3}, last, kind="evaluate"))
+    last = record_of(merged.read(job.plan.blocks[3].shapes))
+    reply = ask(owner, request_of({"plan": job.plan.encode()}, last, kind="evaluate"))
     scores = dict(reply.content.metric_records["scores"])
-    assert scores.keys() == {"accuracy", "macro_f1", "examples"}
-    assert scores["examples"] == 12
+    assert scores.keys() == {"accuracy", "f1", "examples"}
+    assert scores["examples"] == 5
     assert Checkpoint(owner.session(job.plan).finish()).sha256 == merged.sha256
 
 
-def test_merged_tensors_go_to_the_phase_before(job: Job) -> None:
+def test_merged_tensors_are_kept_before_anything_is_answered(job: Job) -> None:
     owner = Fake()
-    encoded = job.plan.encode()
-    ask(owner, request_of({"plan": encoded, "phase": 0}))
-    ask(owner, request_of({"plan": encoded, "phase": 2}, record_of({"x": np.ones(2)})))
-    ask(owner, request_of({"plan": encoded, "phase": 3}, record_of({"y": np.ones(2)}), "evaluate"))
+    ask(owner, asking(job, 0))
+    ask(owner, asking(job, 2, merged=record_of({"x": np.ones(2)})))
+    ask(owner, asking(job, NO_BLOCK, b"one", b"two"))
+    last = record_of({"y": np.ones(2)})
+    ask(owner, request_of({"plan": job.plan.encode()}, last, "evaluate"))
     sha256 = job.plan.sha256
     assert owner.asked == [
-        ("contribute", sha256, 0),
-        ("receive", sha256, 1, ["x"]),
-        ("contribute", sha256, 2),
-        ("receive", sha256, 3, ["y"]),
+        ("answer", sha256, 0, []),
+        ("receive", sha256, ["x"]),
+        ("answer", sha256, 2, []),
+        ("answer", sha256, None, [b"one", b"two"]),
+        ("receive", sha256, ["y"]),
         ("evaluate", sha256),
     ]
 
 
-def test_scores_are_only_those_of_the_last_phase(job: Job) -> None:
+def test_an_answer_of_messages_arrives_as_it_was(job: Job) -> None:
+    owner, said = Fake(), [b"", b"one", bytes(range(256))]
+    owner.reply = {str(n): np.frombuffer(data, np.uint8) for n, data in enumerate(said)}
+    record = ask(owner, asking(job, NO_BLOCK)).content.array_records["answer"]
+    assert [array.data for array in record.values()] == said
+
+
+def test_an_owner_can_have_nothing_to_say(job: Job) -> None:
     owner = Fake()
-    request = request_of({"plan": job.plan.encode(), "phase": 2}, record_of({}), "evaluate")
-    assert refusal(ask(owner, request))[0] == "PeerInvalid"
-    assert owner.asked == []
+    owner.reply = {}
+    reply = ask(owner, asking(job, NO_BLOCK))
+    assert set(reply.content) == {"answer"}
+    assert not reply.content.array_records["answer"]
+
+
+def test_the_courier_says_whose_it_is() -> None:
+    reply = ask(Fake(), request_of(None, kind="query.name"))
+    assert set(reply.content) == {"owner"}
+    assert dict(reply.content.config_records["owner"]) == {"name": "fake"}
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
@@ -137,16 +155,20 @@ def test_scores_are_only_those_of_the_last_phase(job: Job) -> None:
     [
         None,
         {},
-        {"phase": 0},
+        {"block": 0},
         {"plan": b"plan"},
-        {"plan": "plan", "phase": 0},
-        {"plan": b"plan", "phase": "0"},
-        {"plan": b"plan", "phase": 0.0},
-        {"plan": b"plan", "phase": True},
-        {"plan": b"plan", "phase": [0]},
-        {"plan": b"plan", "phase": 0},
-        {"plan": b"", "phase": 0},
-        {"plan": b"\xa0", "phase": 0},
+        {"plan": "plan", "block": 0},
+        {"plan": PLAN, "block": "0"},
+        {"plan": PLAN, "block": 0.0},
+        {"plan": PLAN, "block": True},
+        {"plan": PLAN, "block": [0]},
+        {"plan": PLAN, "block": 0, "messages": b"one"},
+        {"plan": PLAN, "block": 0, "messages": 1},
+        {"plan": PLAN, "block": 0, "messages": ["one"]},
+        {"plan": PLAN, "block": 0, "messages": [1]},
+        {"plan": b"plan", "block": 0},
+        {"plan": b"", "block": 0},
+        {"plan": b"\xa0", "block": 0},
     ],
 )
 def test_a_malformed_request_reaches_nobody(content: Any, kind: str) -> None:
@@ -161,7 +183,7 @@ def test_a_malformed_request_reaches_nobody(content: Any, kind: str) -> None:
 
 def test_a_plan_with_bytes_that_follow_is_refused(job: Job) -> None:
     owner = Fake()
-    request = request_of({"plan": job.plan.encode() + b"\0", "phase": 0})
+    request = request_of({"plan": job.plan.encode() + b"\0", "block": 0})
     assert refusal(ask(owner, request))[0] == "NotCanonical"
     assert owner.asked == []
 
@@ -178,27 +200,38 @@ def test_a_plan_with_bytes_that_follow_is_refused(job: Job) -> None:
 )
 def test_merged_tensors_that_lie_are_refused(array: Array, job: Job) -> None:
     owner = Fake()
-    merged = ArrayRecord({"x": array})
-    request = request_of({"plan": job.plan.encode(), "phase": 1}, merged)
+    request = asking(job, 1, merged=ArrayRecord({"x": array}))
     assert refusal(ask(owner, request))[0] == "SchemaMismatch"
     assert owner.asked == []
 
 
-def test_merged_tensors_of_another_block_are_refused_with_the_reason(job: Job) -> None:
-    other = Checkpoint(job.base).read(job.plan.phases[2].shapes)
-    request = request_of({"plan": job.plan.encode(), "phase": 1}, record_of(other))
-    kind, reason = refusal(ask(real_owner(job), request))
+def test_half_a_block_of_merged_tensors_is_refused_with_the_reason(job: Job) -> None:
+    whole = Checkpoint(job.base).read(job.plan.blocks[0].shapes)
+    half = {name: whole[name] for name in sorted(whole)[1:]}
+    kind, reason = refusal(ask(job.owner(0), asking(job, 1, merged=record_of(half))))
     assert kind == "SchemaMismatch"
     assert "embeddings" in reason
 
 
-@pytest.mark.parametrize("phase", [-1, 4, 2**62])
-def test_a_phase_that_does_not_exist_is_refused_with_the_reason(phase: int, job: Job) -> None:
-    request = request_of({"plan": job.plan.encode(), "phase": phase})
-    assert refusal(ask(real_owner(job), request)) == (
+@pytest.mark.parametrize("block", [-2, 4, 2**62])
+def test_a_block_that_does_not_exist_is_refused_with_the_reason(block: int, job: Job) -> None:
+    assert refusal(ask(job.owner(0), asking(job, block))) == (
         "PeerInvalid",
-        f"there is no phase {phase}: the plan has 4",
+        f"there is no block {block}: the plan has 4",
     )
+
+
+def test_a_policy_is_not_told(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it is the masks or the roster or something else, is for the owner's own log."""
+    masked = under_masks(make_job(job.folder / "three", owners=3))
+    open_plan = with_plan(masked, masks="off")
+    expected = ("PolicyRefused", "see the owner's log")
+    assert refusal(ask(masked.owner(0), asking(open_plan, 0))) == expected
+    assert "the server would see this owner's statistics" in caplog.text
+    assert (
+        refusal(ask(replace(masked, identities=()).owner(0), asking(masked, NO_BLOCK))) == expected
+    )
+    assert "no identity and roster" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -216,7 +249,7 @@ def test_what_happened_at_the_owner_stays_there(
     error: Exception, kind: str, job: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, logger="blindmerge.client"):
-        reply = ask(Fake(error), request_of({"plan": job.plan.encode(), "phase": 0}))
+        reply = ask(Fake(error), asking(job, 0))
     assert refusal(reply) == (kind, "see the owner's log")
     # The owner can read what it was.
     assert PRIVATE in caplog.text
@@ -226,7 +259,7 @@ def test_what_happened_at_the_owner_stays_there(
     "error", [PeerInvalid("ask me properly"), NotFinite("array 'a' holds NaN")]
 )
 def test_what_the_server_did_wrong_it_is_told(error: BlindmergeError, job: Job) -> None:
-    reply = ask(Fake(error), request_of({"plan": job.plan.encode(), "phase": 0}))
+    reply = ask(Fake(error), asking(job, 0))
     assert refusal(reply) == (type(error).__name__, error.message)
 
 
@@ -237,14 +270,14 @@ def spoil(job: Job) -> None:
 
 @pytest.mark.parametrize("accident", [spoil, lambda job: (job.base / "config.json").unlink()])
 def test_no_path_of_the_owner_is_told(accident: Any, job: Job) -> None:
-    request = request_of({"plan": job.plan.encode(), "phase": 0})
+    request = asking(job, 0)
     accident(job)
-    assert refusal(ask(real_owner(job), request)) == ("CheckpointInvalid", "see the owner's log")
+    assert refusal(ask(job.owner(0), request)) == ("CheckpointInvalid", "see the owner's log")
 
 
 def test_no_path_of_the_owner_is_told_with_a_plan_for_another_base(job: Job) -> None:
-    plan = job.plan.model_copy(update={"base": "0" * 64})
-    kind, reason = refusal(ask(real_owner(job), request_of({"plan": plan.encode(), "phase": 0})))
+    plan = with_plan(job, base="0" * 64).plan
+    kind, reason = refusal(ask(job.owner(0), request_of({"plan": plan.encode(), "block": 0})))
     assert kind == "PeerInvalid"
     assert "another base model" in reason
     assert str(job.folder) not in reason
@@ -255,11 +288,11 @@ def test_a_person_at_the_keyboard_is_not_an_answer(job: Job) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        courier(stopped)(request_of({"plan": job.plan.encode(), "phase": 0}), context_of(7))
+        courier(stopped)(asking(job, 0), context_of(7))
 
 
 def test_owners_are_found_by_their_context(job: Job) -> None:
     owners = [Fake(), Fake()]
     app = courier(lambda context: owners[int(context.node_config["partition-id"])])
-    app(request_of({"plan": job.plan.encode(), "phase": 0}), context_of(7, **{"partition-id": 1}))
+    app(asking(job, 0), context_of(7, **{"partition-id": 1}))
     assert [len(owner.asked) for owner in owners] == [0, 1]

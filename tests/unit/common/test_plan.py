@@ -10,12 +10,13 @@ import pytest
 from pydantic import ValidationError
 
 from blindmerge import canonical
-from blindmerge.errors import PeerInvalid
+from blindmerge.errors import PeerInvalid, TooFewOwners
 from blindmerge.manifest import describe
 from blindmerge.merge import METHODS
 from blindmerge.plan import Plan
+from blindmerge.secagg.manifest import Thresholds
 from support.evidence import bert_shapes
-from support.plans import make_plan
+from support.plans import layouts_of, make_masks, make_plan, roster_of
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -40,6 +41,8 @@ def test_hash_is_sha256_of_the_bytes() -> None:
     assert plan.sha256 == hashlib.sha256(plan.encode()).hexdigest()
 
 
+MASKS = make_masks(4)
+
 CHANGES: dict[str, Any] = {
     "job": "job-2",
     "base": "f" * 64,
@@ -48,6 +51,7 @@ CHANGES: dict[str, Any] = {
     "method": {"name": "regmean", "ridge": 0.2},
     "examples": 1001,
     "max_length": 127,
+    "masks": MASKS,
 }
 
 
@@ -56,6 +60,17 @@ def test_hash_changes_with_every_field() -> None:
     assert CHANGES.keys() == Plan.model_fields.keys() - {"version", "task"}
     plans = [make_plan(), *(make_plan(**{name: value}) for name, value in CHANGES.items())]
     assert len({plan.sha256 for plan in plans}) == len(plans)
+
+
+def test_hash_changes_with_every_field_of_the_masks() -> None:
+    masks = [
+        MASKS,
+        MASKS.model_copy(update={"roster": "f" * 64}),
+        make_masks(4, colluders=2),
+        make_masks(4, bits=48),
+        MASKS.model_copy(update={"prg": "chacha20"}),
+    ]
+    assert len({make_plan(masks=each).sha256 for each in masks}) == 5
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -72,18 +87,19 @@ def _at(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
-def _decoded() -> dict[str, Any]:
-    value = canonical.decode(make_plan().encode())
+def _decoded(masks: Any = "off") -> dict[str, Any]:
+    value = canonical.decode(make_plan(masks=masks).encode())
     assert isinstance(value, dict)
     return value
 
 
-def test_every_leaf_is_part_of_the_hash() -> None:
+@pytest.mark.parametrize("masks", ["off", MASKS], ids=["off", "on"])
+def test_every_leaf_is_part_of_the_hash(masks: Any) -> None:
     """Every leaf, down to the shape of a LayerNorm: changed, it is refused or hashes anew."""
-    plan, hashes = make_plan(), set()
+    plan, hashes = make_plan(masks=masks), set()
     accepted = 0
-    for path in _leaves(_decoded()):
-        changed = _decoded()
+    for path in _leaves(_decoded(masks)):
+        changed = _decoded(masks)
         old = _at(changed, path)
         other = {bool: not old, int: 5, float: 0.75, str: f"{old}x"}[type(old)]
         assert other != old
@@ -97,8 +113,8 @@ def test_every_leaf_is_part_of_the_hash() -> None:
     assert len(hashes) == accepted > 50
 
 
-def _refused(change: Callable[[dict[str, Any]], object]) -> PeerInvalid:
-    value = deepcopy(_decoded())
+def _refused(change: Callable[[dict[str, Any]], object], masks: Any = "off") -> PeerInvalid:
+    value = deepcopy(_decoded(masks))
     change(value)
     with pytest.raises(PeerInvalid) as refused:
         Plan.decode(canonical.encode(value))
@@ -108,6 +124,8 @@ def _refused(change: Callable[[dict[str, Any]], object]) -> PeerInvalid:
 PLACES: tuple[tuple[Any, ...], ...] = (
     (),
     ("method",),
+    ("masks",),
+    ("masks", "thresholds"),
     ("manifest",),
     ("manifest", "blocks", 1),
     ("manifest", "blocks", 1, "groups", 0),
@@ -118,14 +136,14 @@ PLACES: tuple[tuple[Any, ...], ...] = (
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_unknown_field_is_refused_and_named(place: tuple[Any, ...]) -> None:
-    error = _refused(lambda value: _at(value, place).update(surprise=1))
+    error = _refused(lambda value: _at(value, place).update(surprise=1), MASKS)
     assert "surprise" in error.message
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_missing_field_is_refused_even_if_it_has_a_default(place: tuple[Any, ...]) -> None:
-    for name in _at(_decoded(), place):
-        _refused(lambda value, name=name: _at(value, place).pop(name))  # type: ignore[misc]
+    for name in _at(_decoded(MASKS), place):
+        _refused(lambda value, name=name: _at(value, place).pop(name), MASKS)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +177,11 @@ def test_missing_field_is_refused_even_if_it_has_a_default(place: tuple[Any, ...
         ("method", {}),
         ("method", "average"),
         ("manifest", None),
+        ("masks", None),
+        ("masks", "on"),
+        ("masks", "OFF"),
+        ("masks", False),
+        ("masks", {}),
     ],
 )
 def test_wrong_value_is_refused(name: str, wrong: object) -> None:
@@ -222,13 +245,78 @@ def test_plan_with_a_label_twice_cannot_be_made() -> None:
         make_plan(labels=("a", "b", "b"))
 
 
-def test_phases_are_the_blocks_of_the_manifest() -> None:
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("roster", "f" * 63),
+        ("roster", b"f" * 32),
+        ("bits", 32),
+        ("prg", "rc4"),
+        ("thresholds", {**MASKS.thresholds.model_dump(), "threshold": 2}),
+        ("thresholds", {**MASKS.thresholds.model_dump(), "owners": 2}),
+        ("thresholds", None),
+    ],
+)
+def test_wrong_masks_are_refused(name: str, wrong: object) -> None:
+    error = _refused(lambda value: value["masks"].update({name: wrong}), MASKS)
+    assert "masks" in error.message
+
+
+def test_masks_are_for_the_owners_of_a_roster() -> None:
+    masks = make_masks(5, colluders=2, bits=48)
+    assert masks.roster == roster_of(5).sha256.hex()
+    assert masks.thresholds == Thresholds.for_owners(5, 2)
+    assert masks.bits == 48
+    for owners in (1, 2):
+        with pytest.raises(TooFewOwners, match=f"needs 3 owners, the roster has {owners}"):
+            make_masks(owners)
+
+
+def test_a_one_shot_method_is_one_sum_over_the_blocks_of_the_manifest() -> None:
     plan = make_plan()
-    assert [block.name for block in plan.phases] == [
+    assert [block.name for block in plan.blocks] == [
         "embeddings",
         "bert.encoder.layer.0",
         "bert.encoder.layer.1",
         "head",
     ]
-    shapes = {name: shape for block in plan.phases for name, shape in block.shapes.items()}
-    assert shapes == bert_shapes()
+    assert plan.phases == ((0, 1, 2, 3),)
+
+
+def test_a_progressive_method_is_a_sum_per_block() -> None:
+    plan = make_plan(method={"name": "progressive"})
+    assert plan.phases == tuple((number,) for number in range(len(plan.blocks)))
+    assert len(plan.phases) > 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_blocks_have_every_tensor_once(name: str) -> None:
+    plan = make_plan(method={"name": name})
+    named = [pair for block in plan.blocks for pair in block.shapes.items()]
+    assert sorted(named) == sorted(bert_shapes().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_manifest_of_a_sum_is_the_plans(name: str) -> None:
+    plan = make_plan(method={"name": name}, masks=MASKS)
+    for phase, parts in enumerate(layouts_of(plan)):
+        manifest = plan.sum_manifest(phase, parts, attempt=1, expires=9)
+        assert (manifest.phase, manifest.phases) == (phase, len(plan.phases))
+        assert (manifest.job, manifest.plan, manifest.base) == (plan.job, plan.sha256, plan.base)
+        assert (manifest.roster, manifest.thresholds) == (MASKS.roster, MASKS.thresholds)
+        assert (manifest.prg, manifest.attempt, manifest.expires) == (MASKS.prg, 1, 9)
+        assert manifest.parts == tuple(parts)
+
+
+def test_parts_that_are_not_the_plans_are_refused() -> None:
+    plan = make_plan(masks=MASKS)
+    (parts,) = layouts_of(plan)
+    narrow = layouts_of(make_plan(masks=make_masks(4, bits=48)))[0]
+    for wrong in (parts[:-1], [*parts, parts[0]], parts[::-1], [parts[0], *narrow[1:]], narrow):
+        with pytest.raises(PeerInvalid):
+            plan.sum_manifest(0, wrong, attempt=0, expires=9)
+    for phase in (-1, 1):
+        with pytest.raises(PeerInvalid, match=f"no secure sum number {phase}"):
+            plan.sum_manifest(phase, parts, attempt=0, expires=9)
+    with pytest.raises(PeerInvalid, match="no secure sum number 0"):
+        make_plan().sum_manifest(0, parts, attempt=0, expires=9)

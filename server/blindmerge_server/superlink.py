@@ -1,0 +1,197 @@
+"""`server run`: Flower's SuperLink, closed to everybody but owners and the coordinator.
+
+Flower's own command starts any app that somebody who reaches the port sends to it, on this
+machine. Here nobody does: the SuperLink launches no apps (isolation "process"), its Control API
+takes requests with the coordinator's token only, tasks are handed out against the same secret,
+and nodes enter with a registered key. All of it goes over TLS, on one port.
+"""
+
+import hashlib
+import hmac
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from logging.handlers import RotatingFileHandler
+from typing import Any
+
+import uvicorn
+from flwr.common.constant import (
+    ACCESS_TOKEN_KEY,
+    HEARTBEAT_DEFAULT_INTERVAL,
+    ISOLATION_MODE_PROCESS,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    TRANSPORT_TYPE_GRPC_RERE,
+)
+from flwr.supercore.auth.typing import (
+    AccountAuthCredentials,
+    AccountAuthLoginDetails,
+    AccountInfo,
+)
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.superlink.auth_plugin import ControlAuthnPlugin
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.main import create_app
+
+from blindmerge.errors import BlindmergeError, ResourceMissing
+from blindmerge.secagg.secret import Secret
+from blindmerge_server.config import Home, OwnerKeys
+
+__all__ = ["CoordinatorOnly", "access_token", "serve"]
+
+_log = logging.getLogger("blindmerge.server")
+_LOOK_FOR_OWNERS_S = 2.0
+_SHUTDOWN_S = 5
+_LOG_BYTES, _LOG_FILES = 10 << 20, 3
+
+
+def access_token(control: Secret) -> str:
+    """The bearer token of the coordinator's commands."""
+    return hmac.new(control.reveal(), b"blindmerge/1 control api", hashlib.sha256).hexdigest()
+
+
+class CoordinatorOnly(ControlAuthnPlugin):
+    """Lets in whoever knows the coordinator's token, and nobody else."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    def validate_tokens_in_metadata(
+        self, metadata: Sequence[tuple[str, str | bytes]]
+    ) -> tuple[bool, AccountInfo | None]:
+        """Whether the token is right, and whose account it is."""
+        given = dict(metadata).get(ACCESS_TOKEN_KEY, b"")
+        given = given.encode() if isinstance(given, str) else given
+        if not hmac.compare_digest(given, self._token):
+            return False, None
+        # The account that Flower's own tables start with.
+        return True, AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
+
+    def get_login_details(self) -> AccountAuthLoginDetails | None:
+        """Nobody logs in."""
+        return None
+
+    def get_auth_tokens(self, device_code: str) -> AccountAuthCredentials | None:
+        """Nobody logs in."""
+        del device_code
+        return None
+
+    def refresh_tokens(
+        self, metadata: Sequence[tuple[str, str | bytes]]
+    ) -> tuple[Sequence[tuple[str, str | bytes]] | None, AccountInfo | None]:
+        """Tokens do not expire."""
+        del metadata
+        return None, None
+
+
+def serve(home: Home, say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or Ctrl-C.   say: shows a line to a person.
+
+    Raises ConfigInvalid if the folder is not complete, ResourceMissing if the port is taken.
+    """
+    config = _config(home)
+    _log_to_file(home)
+    app = create_app(config, SuperLinkLifespan)
+    state = app.state.linkstate_factory.state()
+    _let_in(state, home.owners(), say)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+            log_config=None,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+        )
+    )
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(state, home, say, stop), daemon=True)
+    watcher.start()
+    say(f"listening on {config.host}:{config.port}; log in {home.log_file}")
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn's, when it cannot listen
+        raise ResourceMissing(
+            f"the server cannot listen on {config.host}:{config.port}",
+            hint=f"another program may use the port; see {home.log_file}",
+        ) from error
+    except KeyboardInterrupt:
+        pass  # how people end a server
+    finally:
+        stop.set()
+        watcher.join()
+    say("stopped")
+
+
+def _config(home: Home) -> SuperLinkLifespanConfig:
+    settings, control = home.settings(), home.control()
+    files = (home.authority_file, home.certificate_file, home.key_file)
+    authority, certificate, key = (file.read_bytes() for file in files)
+    return SuperLinkLifespanConfig(
+        control_address="",  # these four are of Flower's older transports, which are not started
+        fleet_api_address=None,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+        health_server_address=None,
+        host=settings.listen,
+        port=settings.port,
+        insecure=False,
+        certificates=(authority, certificate, key),
+        superexec_auth_secret=control.reveal(),
+        authn_plugin=CoordinatorOnly(access_token(control)),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        simulation=False,
+        ssl_ca_certfile=str(home.authority_file),
+        ssl_certfile=str(home.certificate_file),
+        ssl_keyfile=str(home.key_file),
+        database=str(home.database),
+        isolation=ISOLATION_MODE_PROCESS,
+        runtime_dependency_install=False,
+    )
+
+
+def _log_to_file(home: Home) -> None:
+    handler = RotatingFileHandler(home.log_file, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    flower = logging.getLogger("flwr")
+    flower.handlers, flower.propagate = [], True
+    flower.setLevel(logging.INFO)
+
+
+def _let_in(state: Any, owners: Sequence[OwnerKeys], say: Callable[[str], None]) -> None:
+    """Registers the nodes of these owners, and of nobody else."""
+    known = {
+        info.public_key: info.node_id
+        for info in state.get_node_info(owner_aids=[NOOP_FLWR_AID])
+        if info.status != "unregistered"
+    }
+    wanted = {public_key_to_bytes(owner.node_key()): owner.name for owner in owners}
+    for key, name in wanted.items():
+        if key not in known:
+            state.create_node(
+                NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name
+            )
+            say(f"the node of '{name}' may enter")
+    for key, node in known.items():
+        if key not in wanted:
+            state.delete_node(NOOP_FLWR_AID, node)
+            say("the node of an owner that was removed may not enter any more")
+
+
+def _watch(state: Any, home: Home, say: Callable[[str], None], stop: threading.Event) -> None:
+    """Lets in owners that are added while the server runs."""
+    seen: tuple[OwnerKeys, ...] = ()
+    while not stop.wait(_LOOK_FOR_OWNERS_S):
+        try:
+            owners = home.owners()
+            if owners != seen:
+                _let_in(state, owners, say)
+                seen = owners
+        except BlindmergeError as error:
+            _log.error("%s %s", error.message, error.hint)

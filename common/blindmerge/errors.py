@@ -15,8 +15,11 @@
     ├── JobAborted          exit 6   the job cannot go on
     │   ├── TooFewOwners             fewer owners are left than a sum needs
     │   ├── Overflow                 a number is too large for the ring
-    │   └── AlreadyAnswered          the masks of this input were opened once, which is all
+    │   ├── AlreadyAnswered          the masks of this input were opened once, which is all
+    │   └── LedgerTampered           the record of what privacy was spent is not as it was left
     ├── PolicyRefused       exit 8   the owner's own rules forbid it
+    │   ├── ApprovalNeeded           the rules permit it, and a person must still approve
+    │   └── BudgetExhausted          the privacy budget of the examples is spent
     ├── ResourceMissing     exit 7   disk, network or a package is not there
     └── Interrupted         exit 130 somebody pressed Ctrl-C
 
@@ -26,12 +29,15 @@ next step. The exit code tells the kind, so that scripts can tell them apart.
 
 __all__ = [
     "AlreadyAnswered",
+    "ApprovalNeeded",
     "BlindmergeError",
+    "BudgetExhausted",
     "CheckpointInvalid",
     "ConfigInvalid",
     "DataInvalid",
     "Interrupted",
     "JobAborted",
+    "LedgerTampered",
     "NotCanonical",
     "NotFinite",
     "Overflow",
@@ -140,10 +146,22 @@ class AlreadyAnswered(JobAborted):
     """The masks of this input were opened once; a second time could lay it bare."""
 
 
+class LedgerTampered(JobAborted):
+    """The ledger of a dataset is missing, edited, cut off or rolled back."""
+
+
 class PolicyRefused(BlindmergeError):
     """The owner's own rules forbid what was asked."""
 
     exit_code = 8
+
+
+class ApprovalNeeded(PolicyRefused):
+    """The rules permit it, but a person of the organisation has not approved it yet."""
+
+
+class BudgetExhausted(PolicyRefused):
+    """A release would cost more than what is left of the examples' privacy budget."""
 
 
 class ResourceMissing(BlindmergeError):

@@ -83,9 +83,10 @@ def test_releases_add_up_in_rho() -> None:
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-6, math.nan])
 def test_delta_out_of_range(delta: float) -> None:
-    for ask in (lambda: epsilon_of(1.0, delta), lambda: rho_for(1.0, delta)):
-        with pytest.raises(ConfigInvalid, match="delta"):
-            ask()
+    with pytest.raises(ConfigInvalid, match="delta"):
+        epsilon_of(1.0, delta)
+    with pytest.raises(ConfigInvalid, match="delta"):
+        rho_for(1.0, delta)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, 101.0, math.nan, math.inf])

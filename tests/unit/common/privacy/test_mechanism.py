@@ -127,8 +127,8 @@ def test_noise_has_sigma_on_the_diagonal_and_half_the_variance_off_it() -> None:
     # A sum of squares over the variance is chi-square with as many degrees of freedom.
     for numbers, std in ((diagonal, 2.25), (upper, 2.25 / 2**0.5)):
         cost = float(np.sum(numbers**2)) / std**2
-        low, high = stats.chi2.ppf([1e-9, 1 - 1e-9], len(numbers))
-        assert low < cost < high
+        chi2 = stats.chi2(len(numbers))
+        assert chi2.ppf(1e-9) < cost < chi2.isf(1e-9)
     assert of.noise_std("g") == 2.25
     # Wigner: the spectrum ends at sigma sqrt(2 d), here within 10 % (fluctuations: d^(-2/3)).
     edge = of.ridge("g", owners=1) / 0.3

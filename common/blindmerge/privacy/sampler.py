@@ -93,8 +93,8 @@ class DiscreteGaussian:
         # Zero has no sign: one of its two candidates is rejected.
         negative = (words[1] & np.uint64(1)).astype(bool)
         yes &= ~(negative & (numbers == 0))
-        signed: _Integers = np.where(negative, -numbers, numbers)
-        return signed[yes]
+        accepted: _Integers = np.where(negative, -numbers, numbers)[yes]
+        return accepted
 
     def _decided(self, cell: int, offset: int, uniform: int, rng: Randomness) -> int | None:
         """The candidate's magnitude if it is accepted, by as many digits as that takes.

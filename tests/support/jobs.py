@@ -136,7 +136,7 @@ def under_masks(job: Job, bits: Bits = 64, colluders: int | None = None) -> Job:
     return with_plan(masked, masks=Masks.of(masked.roster, colluders, bits))
 
 
-def with_plan(job: Job, **changes: Any) -> Job:
+def with_plan(job: Job, /, **changes: Any) -> Job:
     """The same job with another plan."""
     fields = {name: getattr(job.plan, name) for name in Plan.model_fields}
     return replace(job, plan=Plan.model_validate(fields | changes))

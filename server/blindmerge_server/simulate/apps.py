@@ -156,8 +156,18 @@ def _backend(owners: int) -> Any:
             "include_dashboard": False,
             "log_to_driver": False,
             "logging_level": logging.ERROR,
+            # Its notes on second tries would go into the table of scores.
+            "_system_config": {"enable_output_error_log_if_still_retry": False},
         },
-        "client_resources": {"num_cpus": max(1, cores // owners), "num_gpus": 0.0},
+        # Flower hands these to Ray as options of its workers. It gives a worker that died the
+        # next owner's message: without a restart, and a second try when it is ready, one death
+        # would take other owners with it.
+        "client_resources": {
+            "num_cpus": max(1, cores // owners),
+            "num_gpus": 0.0,
+            "max_restarts": -1,
+            "max_task_retries": 1,
+        },
     }
 
 

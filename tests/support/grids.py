@@ -32,12 +32,14 @@ __all__ = [
     "Impatient",
     "MemoryGrid",
     "Node",
+    "Recorder",
     "Wrong",
     "context_of",
     "fails",
     "honest",
     "is_silent",
     "merge_of",
+    "messages_of",
     "misbehaving",
     "node_of",
     "over_the_wire",
@@ -110,6 +112,11 @@ def is_silent(_request: Message, _reply: Message) -> list[Message]:
 def fails(request: Message, _reply: Message) -> list[Message]:
     """What Flower sends for a node whose process died."""
     return [Message(Error(code=3, reason="a traceback with a secret"), reply_to=request)]
+
+
+def messages_of(reply: Message) -> list[bytes]:
+    """What an owner says in the secure sum."""
+    return [array.data for array in reply.content.array_records["answer"].values()]
 
 
 def refuses(request: Message, _reply: Message) -> list[Message]:
@@ -217,6 +224,27 @@ class MemoryGrid(Grid):
         """Flower's own way: everything first."""
         del timeout
         return list(self.pull_messages(self.push_messages(messages)))
+
+
+class Recorder:
+    """A road between server and owners that keeps every message."""
+
+    def __init__(self) -> None:
+        self.seen: list[Message] = []
+
+    def __call__(self, message: Message) -> Message:
+        self.seen.append(over_the_wire(message))
+        return over_the_wire(message)
+
+    @property
+    def requests(self) -> Iterator[Message]:
+        """Of the server."""
+        return (each for each in self.seen if not each.metadata.reply_to_message_id)
+
+    @property
+    def replies(self) -> Iterator[Message]:
+        """Of the owners."""
+        return (each for each in self.seen if each.metadata.reply_to_message_id)
 
 
 class Impatient(StreamingGrid):

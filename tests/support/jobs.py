@@ -21,6 +21,7 @@ from blindmerge.encoding import Bits
 from blindmerge.identity import Identity, Roster
 from blindmerge.manifest import Task, task_of
 from blindmerge.plan import Masks, Plan
+from blindmerge.statistic import Array
 from blindmerge_client.data import Text
 from blindmerge_client.owner import Owner
 from blindmerge_client.seat import Membership
@@ -32,12 +33,14 @@ __all__ = [
     "LABELS",
     "NAMES",
     "Job",
+    "assert_average",
     "edit_config",
     "edit_weights",
     "make_job",
     "make_plan_for",
     "noisy",
     "under_masks",
+    "weights_of",
     "with_plan",
 ]
 
@@ -68,7 +71,7 @@ class Job:
     def owner(self, number: int, **demands: Any) -> Owner:
         """A new owner object, on its folder.   demands: of its membership, if it has one."""
         examples = pico_examples if self.plan.task == "single-label" else pico_sentences
-        own = (
+        own: dict[str, Any] = (
             {"identity": self.identities[number], "roster": self.roster} if self.identities else {}
         )
         return Owner(
@@ -140,6 +143,24 @@ def with_plan(job: Job, /, **changes: Any) -> Job:
     """The same job with another plan."""
     fields = {name: getattr(job.plan, name) for name in Plan.model_fields}
     return replace(job, plan=Plan.model_validate(fields | changes))
+
+
+def weights_of(folder: Path) -> dict[str, Array]:
+    """Every tensor of a checkpoint, float64."""
+    checkpoint = Checkpoint(folder)
+    return checkpoint.read(checkpoint.manifest.shapes)
+
+
+def assert_average(job: Job, present: Sequence[int]) -> None:
+    """What the job wrote to `out` is the mean of these owners' models.
+
+    The ring is off by at most 1.5 * 2^-48 in a sum (`error_bound` with the exponents of
+    `layouts_of`, 48 or more, and up to four owners); float32 then rounds by 2^-24.
+    """
+    own = [weights_of(job.owners[number]) for number in present]
+    for name, array in weights_of(job.folder / "out").items():
+        mean = np.mean([each[name] for each in own], axis=0)
+        assert (np.abs(array - mean) <= 2.0**-24 * np.abs(mean) + 2.0**-46).all(), name
 
 
 def noisy(base: Path, folder: Path, seed: int) -> Path:

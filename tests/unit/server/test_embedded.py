@@ -163,7 +163,7 @@ def test_labels_are_signs_and_texts_occur_once(folder: Path) -> None:
 def test_a_document_is_in_one_split(genre: str, folder: Path) -> None:
     splits = _read(folder, genre)
     documents = {
-        split: {text.split(" review ")[1] for text in examples.texts}
+        split: {str(text).split(" review ")[1] for text in examples.texts}
         for split, examples in splits.items()
     }
     assert sum(len(each) for each in documents.values()) == 20

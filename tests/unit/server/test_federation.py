@@ -73,7 +73,6 @@ def test_a_good_file_is_read_with_its_defaults(folder: Path) -> None:
     assert federation.training == TrainingOptions()
     assert [owner.name for owner in federation.owners] == ["north", "south", "west"]
     assert (federation.job.masks, federation.job.colluders, federation.job.bits) == ("on", None, 64)
-    assert not any(owner.allow_masks_off for owner in federation.owners)
     assert federation.job.base == folder / "model"
     assert federation.owners[0].test == folder / "test.csv"
     assert federation.owners[0].checkpoint is None
@@ -309,55 +308,6 @@ def test_mistakes_between_owners_are_told_beside_those_within(folder: Path) -> N
 def test_one_owner_is_too_few(folder: Path) -> None:
     text = GOOD[: GOOD.index('[[owner]]\nname = "south"')]
     assert refusal(folder, text) == ["owner: 1 is too few; a simulation takes at least 2 owners"]
-
-
-OFF = GOOD.replace("[job]", '[job]\nmasks = "off"')
-ALLOWED = OFF.replace("[[owner]]", "[[owner]]\nallow_masks_off = true")
-
-
-def test_without_masks_every_owner_must_allow_it(folder: Path) -> None:
-    assert read(folder, ALLOWED).job.masks == "off"
-    reason = 'is not true, but the job has masks = "off"; every owner must allow it'
-    assert refusal(folder, OFF) == [
-        f"owner.{owner}.allow_masks_off: {reason}" for owner in ("north", "south", "west")
-    ]
-    for refused in ("= false", ""):
-        text = ALLOWED.replace(
-            "allow_masks_off = true", f"allow_masks_off {refused}" * bool(refused), 1
-        )
-        assert refusal(folder, text) == [f"owner.north.allow_masks_off: {reason}"]
-
-
-def test_masks_may_be_allowed_off_and_be_on(folder: Path) -> None:
-    assert read(folder, ALLOWED.replace('"off"', '"on"')).job.masks == "on"
-
-
-def test_two_owners_need_masks_off(folder: Path) -> None:
-    assert refusal(folder, GOOD[: GOOD.rindex("[[owner]]")]) == [
-        "owner: 2 are too few for masks, since each would learn the other's numbers from the sum; "
-        'use at least 3 owners, or masks = "off"'
-    ]
-    assert len(read(folder, ALLOWED[: ALLOWED.rindex("[[owner]]")]).owners) == 2
-
-
-@pytest.mark.parametrize(
-    ("line", "mistake"),
-    [
-        ("colluders = 2", "job.colluders: 2 of 3 owners leave no two honest ones"),
-        ("colluders = 0", "job.colluders: 0 is out of range; it must be at least 1"),
-        ("colluders = 1.0", "job.colluders: 1.0 is not a whole number"),
-        ("bits = 32", "job.bits: 32 is not allowed; choose 48 or 64"),
-        ('masks = "some"', 'job.masks: "some" is not allowed; choose "on" or "off"'),
-        ("masks = false", 'job.masks: false is not allowed; choose "on" or "off"'),
-    ],
-)
-def test_wrong_masks_are_named(folder: Path, line: str, mistake: str) -> None:
-    assert refusal(folder, GOOD.replace("[job]", f"[job]\n{line}")) == [mistake]
-
-
-def test_masks_can_be_narrow_and_strict(folder: Path) -> None:
-    job = read(folder, GOOD.replace("[job]", "[job]\nbits = 48\ncolluders = 1")).job
-    assert (job.bits, job.colluders) == (48, 1)
 
 
 def test_an_owner_in_single_brackets_is_told_about_brackets(folder: Path) -> None:

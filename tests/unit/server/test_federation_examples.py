@@ -3,7 +3,7 @@
 import re
 import tomllib
 
-from blindmerge_client.data import read_examples
+from blindmerge_client.data import Text, read_examples
 from blindmerge_server.simulate.federation import Job, Owner, default_federation, read_federation
 from support.tree import ROOT
 
@@ -26,7 +26,7 @@ def test_the_embedded_federation_needs_nothing_from_the_user() -> None:
 def test_the_example_with_own_data_is_whole() -> None:
     federation = read_federation(EXAMPLES / "own-data.toml")
     assert len(federation.owners) == 3
-    texts: list[str] = []
+    texts: list[Text] = []
     for owner in federation.owners:
         for path in (owner.train, owner.validation, owner.test):
             examples = read_examples(path, federation.job.labels)

@@ -1,39 +1,32 @@
 """Whole jobs under masks: the result, who is in it, and what the server gets to see."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message
-from scipy.stats import chi2
+from flwr.app import ArrayRecord
 
 from blindmerge.checkpoint import Checkpoint
-from blindmerge.encoding import to_wire as ring_to_wire
 from blindmerge.errors import PeerInvalid, ProtocolBroken, TooFewOwners
 from blindmerge.plan import Plan
-from blindmerge.secagg.messages import KINDS, SEALED_BYTES, Block, Deal, Limits, encode, parse
 from blindmerge.secagg.transcript import verify_transcript
-from blindmerge.wire import to_wire
 from blindmerge_server.exchanges import exchanges
 from blindmerge_server.simulate.bounds import public_layouts
 from blindmerge_server.sums import SecureSums
 from support.grids import (
     FIRST_NODE,
     MemoryGrid,
+    Recorder,
     fails,
     honest,
     is_silent,
     misbehaving,
-    over_the_wire,
     refuses,
-    reply_with,
     run_job,
     sums_of,
 )
-from support.jobs import NAMES, Job, make_job, under_masks, with_plan
+from support.jobs import NAMES, Job, assert_average, make_job, under_masks, weights_of, with_plan
 
 FOUR = NAMES[:4]
 BERT = FIRST_NODE + 1
@@ -41,33 +34,10 @@ ALL = (0, 1, 2, 3)
 NEVER = 2**40  # Unix time in seconds
 
 
-@pytest.fixture(scope="module")
-def base_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Four owners and a method that is cheap to compute."""
-    return make_job(tmp_path_factory.mktemp("job"), owners=4, method="average")
-
-
 @pytest.fixture
-def job(base_job: Job, tmp_path: Path) -> Job:
-    """The same under masks, on a folder of its own."""
-    return under_masks(Job(base_job.base, base_job.owners, base_job.texts, base_job.plan, tmp_path))
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    checkpoint = Checkpoint(folder)
-    return checkpoint.read(checkpoint.manifest.shapes)
-
-
-def assert_average(job: Job, present: tuple[int, ...]) -> None:
-    """The merged model is the mean of these owners' models.
-
-    The ring is off by at most 1.5 * 2^-48 in a sum (`error_bound` with exponents 61 - 12 = 49
-    and up to four owners); the base's float32 numbers are then rounded by 2^-24 of theirs.
-    """
-    own = [weights(job.owners[number]) for number in present]
-    for name, array in weights(job.folder / "out").items():
-        mean = np.mean([each[name] for each in own], axis=0)
-        assert (np.abs(array - mean) <= 2.0**-24 * np.abs(mean) + 2.0**-46).all(), name
+def job(tmp_path: Path) -> Job:
+    """Four owners, and a method that is cheap to compute."""
+    return under_masks(make_job(tmp_path, owners=4, method="average"))
 
 
 @pytest.mark.parametrize(("method", "bits"), [("regmean", 64), ("regmean", 48), ("fisher", 64)])
@@ -82,14 +52,14 @@ def test_a_job_under_masks_gives_what_it_gives_without(
     """
     open_job = make_job(tmp_path, owners=3, method=method)
     run_job(open_job, MemoryGrid(honest(open_job)))
-    expected = weights(tmp_path / "out")
+    expected = weights_of(tmp_path / "out")
     masked = under_masks(Job(**vars(open_job) | {"folder": tmp_path / "masked"}), bits)
     layouts = public_layouts(masked.plan, masked.base)
     sums = SecureSums(masked.plan, masked.roster, layouts, tmp_path / "spool", NEVER)
     record = run_job(masked, MemoryGrid(honest(masked)), sums).record
     assert record.dropped == {}
     assert set(record.owners.values()) == {NAMES[:3]}
-    merged = weights(tmp_path / "masked" / "out")
+    merged = weights_of(tmp_path / "masked" / "out")
     assert merged.keys() == expected.keys()
     for name, array in merged.items():
         if method == "fisher" and name.endswith("key.bias"):
@@ -100,98 +70,6 @@ def test_a_job_under_masks_gives_what_it_gives_without(
         own = masked.folder / name / masked.plan.sha256 / "merged"
         assert Checkpoint(own).sha256 == Checkpoint(masked.folder / "out").sha256
     assert not list((tmp_path / "spool").rglob("*.blocks"))
-
-
-class Watched:
-    """The road between server and owners; keeps every message."""
-
-    def __init__(self) -> None:
-        self.seen: list[Message] = []
-
-    def __call__(self, message: Message) -> Message:
-        self.seen.append(over_the_wire(message))
-        return over_the_wire(message)
-
-    @property
-    def requests(self) -> Iterator[Message]:
-        return (each for each in self.seen if not each.metadata.reply_to_message_id)
-
-    @property
-    def replies(self) -> Iterator[Message]:
-        return (each for each in self.seen if each.metadata.reply_to_message_id)
-
-
-# Of bytes that are uniform, one run in 10^12 has a larger chi-squared.
-UNIFORM = float(chi2.isf(1e-12, 255))
-
-
-def unevenness(data: bytes) -> float:
-    """Chi-squared of the counts of the 256 bytes."""
-    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
-    expected = len(data) / 256
-    return float(((counts - expected) ** 2).sum() / expected)
-
-
-def test_no_number_of_an_owner_is_on_the_wire(tmp_path: Path) -> None:
-    job = under_masks(make_job(tmp_path, owners=3, rows_factor=0.0))
-    road = Watched()
-    sums = sums_of(job)
-    assert isinstance(sums, SecureSums)
-    record = run_job(job, MemoryGrid(honest(job), road), sums).record
-    (proof,) = record.proofs
-    manifest = proof.transcript.manifest
-    limits = Limits.of(manifest)
-    masked: dict[tuple[str, int], bytes] = {}
-    for reply in road.replies:
-        owner = NAMES[reply.metadata.src_node_id - FIRST_NODE]
-        # Answers to the messages of the protocol, and at the end the scores; nothing else.
-        if reply.metadata.message_type == "evaluate":
-            assert set(reply.content) == {"scores"}
-            continue
-        assert set(reply.content) == {"answer"}
-        for array in reply.content.array_records["answer"].values():
-            assert array.dtype == "uint8"
-            message = parse(array.data, limits)
-            assert message.kind in KINDS
-            if isinstance(message, Block):
-                masked[owner, message.index] = message.payload
-    for request in road.requests:
-        assert set(request.content) == {"request", "merged"}
-        asked = request.content.config_records["request"]
-        assert asked.keys() == {"plan", "block", "messages"}
-        for data in asked["messages"]:  # type: ignore[union-attr]
-            assert parse(data, limits).kind != "block"  # type: ignore[arg-type]
-    assert masked.keys() == {(o, b) for o in NAMES[:3] for b in range(manifest.blocks)}
-
-    everything = b"".join(masked.values())
-    assert unevenness(everything) < UNIFORM
-    plain: dict[tuple[str, int], bytes] = {}
-    for number, owner in enumerate(NAMES[:3]):
-        session = job.session(number)
-        for part, layout in enumerate(manifest.parts):
-            statistic = session.contribute(part)
-            for index, block in enumerate(manifest.blocks_of(part)):
-                ring = layout.encode(statistic, index)
-                plain[owner, block] = ring_to_wire(ring, layout.bits)
-    # The same test finds numbers that are not masked.
-    assert unevenness(b"".join(plain.values())) > 100 * UNIFORM
-    for key, payload in masked.items():
-        numbers, hidden = (np.frombuffer(data, "<u8") for data in (plain[key], payload))
-        # Each number agrees by chance in one of 2^64 cases.
-        assert not (numbers == hidden).any()
-    # Nor is a mask used twice: differences of two owners, or of two blocks, are masked too.
-    for owner, other in (("anna", "bert"), ("bert", "cleo"), ("anna", "cleo")):
-        apart, known = (
-            np.concatenate(
-                [
-                    np.frombuffer(data[owner, b], "<u8") - np.frombuffer(data[other, b], "<u8")
-                    for b in range(manifest.blocks)
-                ]
-            )
-            for data in (masked, plain)
-        )
-        assert not (apart == known).any()
-        assert unevenness(apart.tobytes()) < UNIFORM
 
 
 # Exchange by exchange: what it asks for, and who is in the sum if bert leaves there.
@@ -264,129 +142,10 @@ def test_whoever_leaves_after_the_sum_does_not_undo_it(
     assert record.scores.keys() == {"anna"}
 
 
-# Hostile answers, each instead of the honest reply.
-
-
-def messages_of(reply: Message) -> list[bytes]:
-    return [array.data for array in reply.content.array_records["answer"].values()]
-
-
-def saying(request: Message, messages: list[bytes]) -> list[Message]:
-    arrays = {
-        str(n): Array(*to_wire(np.frombuffer(data, np.uint8))) for n, data in enumerate(messages)
-    }
-    return reply_with(request, answer=ArrayRecord(arrays))
-
-
-def nonsense(request: Message, _reply: Message) -> list[Message]:
-    return saying(request, [b"\xff" * 50])
-
-
-def nothing(request: Message, _reply: Message) -> list[Message]:
-    return saying(request, [])
-
-
-def no_record(request: Message, _reply: Message) -> list[Message]:
-    return reply_with(request)
-
-
-def twice(request: Message, reply: Message) -> list[Message]:
-    return saying(request, 2 * messages_of(reply))
-
-
-def one_less(request: Message, reply: Message) -> list[Message]:
-    return saying(request, messages_of(reply)[:-1])
-
-
-def cut(request: Message, reply: Message) -> list[Message]:
-    *rest, last = messages_of(reply)
-    return saying(request, [*rest, last[:-8]])
-
-
-def contradiction(request: Message, reply: Message) -> list[Message]:
-    """All that was asked for, and one of it again with another payload."""
-    messages = messages_of(reply)
-    return saying(request, [*messages, messages[0][:-1] + bytes([messages[0][-1] ^ 1])])
-
-
-def numbers(request: Message, _reply: Message) -> list[Message]:
-    """A statistic in the open."""
-    return reply_with(request, answer=ArrayRecord({"a": Array(*to_wire(np.ones(100)))}))
-
-
-HOSTILE = [
-    *[(wrong, at) for at in (0, 1, 6, 7) for wrong in (nonsense, nothing, no_record, twice, cut)],
-    *[(w, at) for at in (2, 4) for w in (nonsense, nothing, no_record, one_less, cut, numbers)],
-    (contradiction, 2),
-]
-
-
-@pytest.mark.parametrize(("wrong", "at"), HOSTILE)
-def test_a_hostile_answer_costs_nobody_else_anything(job: Job, wrong: Any, at: int) -> None:
-    nodes = honest(job)
-    nodes[BERT] = misbehaving(nodes[BERT], wrong, at)
-    record = run_job(job, MemoryGrid(nodes)).record
-    assert record.dropped.keys() == {"bert"}
-    assert record.dropped["bert"].reason.isprintable()
-    present = ALL if at > 5 else (0, 2, 3)
-    assert set(record.owners.values()) == {tuple(NAMES[number] for number in present)}
-    assert_average(job, present)
-
-
-@pytest.mark.parametrize("at", [0, 6, 7])
-def test_the_message_of_another_owner_is_not_ones_own(job: Job, at: int) -> None:
-    nodes, heard = honest(job), list[list[bytes]]()
-
-    def overheard(_request: Message, reply: Message) -> list[Message]:
-        heard.append(messages_of(reply))
-        return [reply]
-
-    # anna is asked first.
-    nodes[FIRST_NODE] = misbehaving(nodes[FIRST_NODE], overheard, at)
-    nodes[BERT] = misbehaving(nodes[BERT], lambda request, _reply: saying(request, heard[0]), at)
-    record = run_job(job, MemoryGrid(nodes)).record
-    assert heard
-    assert record.dropped.keys() == {"bert"}
-    assert_average(job, (0, 2, 3) if at == 0 else ALL)
-
-
-CULPRIT = "ShareInvalid: 'bert', or the server that carried it, sent shares that do not open"
-
-
-def with_spoilt_shares(job: Job, count: int) -> MemoryGrid:
-    """bert deals shares that do not open, to the first `count` of the others."""
-
-    def spoilt(request: Message, reply: Message) -> list[Message]:
-        (data,) = messages_of(reply)
-        deal = parse(data, Limits(owners=4, message_bytes=len(data)))
-        assert isinstance(deal, Deal)
-        sealed = bytearray(deal.sealed)
-        for place in range(count):
-            sealed[place * SEALED_BYTES] ^= 1
-        return saying(request, [encode(replace(deal, sealed=bytes(sealed)), 4)])
-
-    nodes = honest(job)
-    nodes[BERT] = misbehaving(nodes[BERT], spoilt, at=1)
-    return MemoryGrid(nodes)
-
-
-def test_shares_that_do_not_open_are_found_by_who_got_them(job: Job) -> None:
-    """The server cannot see it: the owner that can has to leave, and names the culprit."""
-    record = run_job(job, with_spoilt_shares(job, 1)).record
-    assert record.dropped["anna"].reason == CULPRIT
-    assert record.dropped.keys() == {"anna"}
-    assert_average(job, (1, 2, 3))
-
-
-def test_a_job_that_shares_stop_names_who_dealt_them(job: Job) -> None:
-    with pytest.raises(TooFewOwners, match=CULPRIT):
-        run_job(job, with_spoilt_shares(job, 3))
-
-
 @pytest.mark.parametrize("method", ["average", "progressive"])
 def test_what_was_sent_is_counted(method: str, tmp_path: Path) -> None:
     job = under_masks(make_job(tmp_path, owners=3, method=method))
-    road = Watched()
+    road = Recorder()
     record = run_job(job, MemoryGrid(honest(job), road)).record
     sent = dict.fromkeys(NAMES[:3], 0)
     for reply in road.replies:
@@ -436,25 +195,8 @@ def test_strangers_are_neither_told_nor_heard(job: Job) -> None:
         sums.receive(first, "zoe", {})
 
 
-def test_masked_blocks_on_disk_are_private_and_masked(job: Job) -> None:
-    """Between the rounds, when the server has all of them."""
-    found: list[tuple[int, bytes]] = []
-
-    def look(request: Message, reply: Message) -> list[Message]:
-        del request
-        for file in sorted((job.folder / "spool").rglob("*.blocks")):
-            found.append((file.stat().st_mode & 0o777, file.read_bytes()))
-        return [reply]
-
-    nodes = honest(job)
-    nodes[FIRST_NODE] = misbehaving(nodes[FIRST_NODE], look, at=6)
-    run_job(job, MemoryGrid(nodes))
-    assert [mode for mode, _ in found] == [0o600] * 4
-    assert unevenness(b"".join(data for _, data in found)) < UNIFORM
-
-
 def test_the_plan_travels_whole(job: Job) -> None:
-    road = Watched()
+    road = Recorder()
     run_job(job, MemoryGrid(honest(job), road))
     plans = {request.content.config_records["request"]["plan"] for request in road.requests}
     assert plans == {job.plan.encode()}

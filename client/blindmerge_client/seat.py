@@ -30,13 +30,14 @@ class Membership:
 
     identity: the owner's own.   roster: with whom it is ready to be summed.
     least_owners: in a sum, 3 or more.   colluders: of how many owners, in league with the
-    server, it must stay safe.
+    server, it must stay safe.   attempts: how often one sum may be tried.
     """
 
     identity: Identity
     roster: Roster
     least_owners: int = LEAST_OWNERS
     colluders: int = 1
+    attempts: int = 3
 
     def terms(self, plan: Plan) -> Terms:
         """What this owner demands of the sums of a plan.
@@ -54,6 +55,7 @@ class Membership:
             plan.base,
             least_owners=self.least_owners,
             colluders=self.colluders,
+            attempts=self.attempts,
         )
 
 

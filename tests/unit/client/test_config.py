@@ -84,7 +84,7 @@ def test_data_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_an_empty_policy_is_a_policy_that_allows_nothing(tmp_path: Path) -> None:
     read = policy(Home(tmp_path), "")
     assert (read.roster, read.expires, read.approve) == (None, None, "ask")
-    assert not (read.coordinators or read.base_models or read.methods or read.layers)
+    assert not any((read.coordinators, read.base_models, read.methods, read.layers))
 
 
 def test_a_policy_is_read(tmp_path: Path) -> None:

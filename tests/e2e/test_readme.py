@@ -47,9 +47,10 @@ def test_every_command_of_the_readme_is_known() -> None:
     assert "blindmerge simulate --out out/demo" in (ROOT / "Makefile").read_text()
 
 
-def test_the_table_of_quality_is_the_one_that_was_measured() -> None:
-    shown = README.split("<!-- quality -->\n")[1].split("<!-- /quality -->")[0]
-    assert shown == (ROOT / "tests/bench/results/quality-emotion.md").read_text()
+@pytest.mark.parametrize("suite", ["emotion", "ner"])
+def test_the_tables_of_quality_are_those_that_were_measured(suite: str) -> None:
+    shown = README.split(f"<!-- quality-{suite} -->\n")[1].split(f"<!-- /quality-{suite} -->")[0]
+    assert shown == (ROOT / f"tests/bench/results/quality-{suite}.md").read_text()
 
 
 def test_the_example_with_own_data_runs(tmp_path: Path) -> None:

@@ -204,14 +204,12 @@ def _cosine(own: Checkpoint, base: Checkpoint) -> float:
     Independently trained models have a cosine near 0, fine-tuning leaves it near 1.
     """
     product = own_square = base_square = 0.0
-    for block in base.manifest.blocks:
-        ours, theirs = own.read(block.shapes), base.read(block.shapes)
-        for group in block.groups if block.module else ():
-            for layer in group.layers:
-                a, b = ours[f"{layer.name}.weight"].ravel(), theirs[f"{layer.name}.weight"].ravel()
-                product += float(a @ b)
-                own_square += float(a @ a)
-                base_square += float(b @ b)
+    groups = [group for block in base.manifest.blocks if block.module for group in block.groups]
+    for name in [f"{layer.name}.weight" for group in groups for layer in group.layers]:
+        a, b = (checkpoint.read([name])[name].ravel() for checkpoint in (own, base))
+        product += float(a @ b)
+        own_square += float(a @ a)
+        base_square += float(b @ b)
     norms = math.sqrt(own_square) * math.sqrt(base_square)
     return product / norms if norms > 0 else 0.0
 

@@ -284,7 +284,7 @@ def to_wire(ring: Ring, bits: Bits) -> bytes:
 
 
 def from_wire(data: bytes, elements: int, bits: Bits) -> Ring:
-    """The numbers of `to_wire`, a new array.
+    """The numbers of `to_wire`; in 64 bits they are those of `data`, and cannot be written.
 
     Raises ProtocolBroken unless `data` holds exactly `elements` numbers.
     """
@@ -294,7 +294,7 @@ def from_wire(data: bytes, elements: int, bits: Bits) -> Ring:
             hint="both sides must run the same plan",
         )
     if bits == 64:
-        return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+        return np.frombuffer(data, dtype="<u8").astype(np.uint64, copy=False)
     wide = np.zeros((elements, 8), dtype=np.uint8)
     wide[:, :6] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 6)
     return wide.reshape(-1).view("<u8").astype(np.uint64, copy=False)

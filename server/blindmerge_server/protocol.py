@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from blindmerge.errors import JobAborted, PeerInvalid, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.secagg.manifest import SumManifest
-from blindmerge.secagg.messages import Block, Consent, Deal, Limits, MyAdvert, Opening, parse
+from blindmerge.secagg.messages import (
+    Block,
+    Consent,
+    Deal,
+    Limits,
+    Message,
+    MyAdvert,
+    Opening,
+    parse,
+)
 from blindmerge.secagg.persist import dump, load
 from blindmerge.secagg.transitions import SERVER, next_state
 from blindmerge_server.states import (
@@ -29,7 +38,7 @@ from blindmerge_server.states import (
     ServerState,
 )
 
-__all__ = ["decode_state", "encode_state", "receive", "start"]
+__all__ = ["decode_state", "encode_state", "read", "receive", "start", "take"]
 
 _LABEL = "blindmerge/1 server"
 
@@ -57,10 +66,19 @@ def receive(state: OpenState, seat: int, data: bytes) -> OpenState:
     The same message again changes nothing. Raises PeerInvalid naming the owner, and leaves
     the state as it was; whoever sent it counts as silent until it says something valid.
     """
+    return take(state, seat, read(state, seat, data))
+
+
+def read(state: OpenState, seat: int, data: bytes) -> Message:
+    """A message of the owner at `seat`.   Raises ProtocolBroken, naming it, if it is none."""
     try:
-        message = parse(data, Limits.of(state.manifest))
+        return parse(data, Limits.of(state.manifest))
     except PeerInvalid as error:
         raise ProtocolBroken(f"'{state.roster.name(seat)}': {error.message}") from error
+
+
+def take(state: OpenState, seat: int, message: Message) -> OpenState:
+    """The state after a message that was read (see `receive`)."""
     if message.manifest_hash != state.manifest.hash:
         raise ProtocolBroken(f"'{state.roster.name(seat)}' speaks of another manifest")
     next_state(SERVER, state.name, message.kind)

@@ -17,10 +17,10 @@ from blindmerge.encoding import Layout
 from blindmerge.errors import JobAborted, PeerInvalid, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
-from blindmerge.secagg.messages import Block, Limits, parse
+from blindmerge.secagg.messages import Block
 from blindmerge.secagg.transcript import Transcript
 from blindmerge_server.exchanges import Exchange, Kind
-from blindmerge_server.protocol import decode_state, encode_state, receive, start
+from blindmerge_server.protocol import decode_state, encode_state, read, receive, start, take
 from blindmerge_server.rounds import MIN_OWNERS, BlockSum, Total
 from blindmerge_server.spool import Receipt, Spool
 from blindmerge_server.states import Agreeing, Collecting, OpenState, ServerState, Unmasking
@@ -231,11 +231,9 @@ class SecureSums:
 
     def _receive_blocks(self, seat: int, exchange: Exchange, answer: Answer) -> None:
         state, spool, part = _open(self._now), self._spool, self._part(exchange)
-        limits = Limits.of(state.manifest)
         for array in answer.values():
-            data = array.tobytes()
-            state = receive(state, seat, data)
-            message = parse(data, limits)
+            message = read(state, seat, array.tobytes())
+            state = take(state, seat, message)
             if isinstance(message, Block):
                 spool.write(seat, message.index, message.payload)
         if not isinstance(state, Collecting) or not state.has(seat, part):

@@ -1,4 +1,6 @@
-"""From masked blocks to the sum (SPEC §6, step R4.6), one block in memory at a time."""
+"""From masked blocks to the sum (SPEC §6, step R4.6), one block per thread in memory."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -31,29 +33,34 @@ class Unmasker:
                     # The survivor added it if the lost owner's seat is the higher one.
                     (self._minus if lost > seat else self._plus).append(shared)
 
-    def unmask(self, block: int, ring: Ring, *, threads: int = 1) -> None:
+    def unmask(self, block: int, ring: Ring) -> None:
         """Takes the masks off the sum of all survivors' blocks `block`, in place."""
         plus, minus = (
             [block_key(key, self._manifest.hash, block) for key in keys]
             for keys in (self._plus, self._minus)
         )
-        apply_masks(ring, plus, minus, self._manifest.prg, threads=threads)
+        apply_masks(ring, plus, minus, self._manifest.prg)
 
 
 def sum_statistic(state: Unmasking, blocks: Blocks, part: int, *, threads: int = 1) -> Statistic:
-    """The sum of the survivors' statistics of one part.
+    """The sum of the survivors' statistics of one part.   threads: each takes whole blocks.
 
     Raises ResourceMissing if a block was lost or damaged.
     """
     manifest, sets = state.transcript.manifest, state.transcript.sets
     layout, unmasker = manifest.parts[part], Unmasker(state)
-    arrays = layout.empty()
-    for index, block in enumerate(manifest.blocks_of(part)):
-        size = layout.block_size(index)
+    first, arrays = manifest.blocks_of(part).start, layout.empty()
+
+    def open_block(block: int) -> None:
+        size = layout.block_size(block - first)
         total = np.zeros(size, dtype=np.uint64)
         for seat in sets.u3:
             payload = blocks.read(seat, block, state.digests[seat][block])
             total += from_wire(payload, size, layout.bits)
-        unmasker.unmask(block, total, threads=threads)
-        layout.decode(total, index, arrays)
+        unmasker.unmask(block, total)
+        layout.decode(total, block - first, arrays)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for opened in [pool.submit(open_block, block) for block in manifest.blocks_of(part)]:
+            opened.result()
     return Statistic(layout.shapes, arrays)

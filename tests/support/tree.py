@@ -15,7 +15,7 @@ PACKAGES = {
 }
 """The one package of each source folder."""
 
-_CACHES = {"__pycache__", "node_modules"}
+_CACHES = {"__pycache__", "node_modules", ".git"}  # the last is a file in a worktree
 _TOP = ("common", "client", "server", "tests", "deploy", "examples", ".ci", ".github")
 
 

@@ -83,8 +83,9 @@ def _hook(layer: str, inputs: Inputs) -> Any:
 def _extended(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> Array:
     """The rows that count, with ones for a bias."""
     rows = _rows(group, inputs.detach(), mask)
-    extended = np.ones((len(rows), group.width))
+    extended = np.empty((len(rows), group.width))
     extended[:, : group.inputs] = rows.numpy()
+    extended[:, group.inputs :] = 1.0
     return extended
 
 

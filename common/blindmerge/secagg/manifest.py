@@ -7,7 +7,7 @@ one manifest: a phase of a job, at one attempt.
 import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Annotated, Literal
 
@@ -181,7 +181,14 @@ class SumManifest(BaseModel):
     @classmethod
     def decode(cls, data: bytes) -> "SumManifest":
         """The manifest with these canonical bytes.   Raises NotCanonical or PeerInvalid."""
-        return canonical.decode_as(cls, data, "the manifest of the sum")
+        return _decoded(data)
+
+
+# Every message of a run makes its owner read the manifest again, which may hold an exponent
+# for every row of an embedding. It is immutable, so one reading serves them all.
+@lru_cache(maxsize=4)
+def _decoded(data: bytes) -> SumManifest:
+    return canonical.decode_as(SumManifest, data, "the manifest of the sum")
 
 
 @dataclass(frozen=True, slots=True)

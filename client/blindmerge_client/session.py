@@ -23,7 +23,11 @@ from blindmerge.plan import Plan
 from blindmerge.statistic import Array, Statistic
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
-from blindmerge_client.collect.gram import collect_cross_grams, collect_grams
+from blindmerge_client.collect.gram import (
+    collect_cross_grams,
+    collect_grams,
+    collect_merged_grams,
+)
 from blindmerge_client.collect.runner import BlockRunner
 from blindmerge_client.data import Text
 from blindmerge_client.models import check_max_length, load_model, load_tokenizer
@@ -114,6 +118,7 @@ class Session:
             grams=self._grams(asked),
             fishers=self._fishers(asked),
             cross_grams=self._cross_grams(block),
+            merged_grams=self._merged_grams(block),
         )
 
     def receive(self, merged: Tensors) -> None:
@@ -177,6 +182,15 @@ class Session:
     def _cross_grams(self, number: int) -> dict[str, CrossGramEvidence]:
         if Evidence.CROSS_GRAM not in self.plan.method.needs:
             return {}
+        return collect_cross_grams(self._merged_before(number), self._runner, self._block(number))
+
+    def _merged_grams(self, number: int) -> dict[str, GramEvidence]:
+        if Evidence.MERGED_GRAM not in self.plan.method.needs:
+            return {}
+        return collect_merged_grams(self._merged_before(number), self._block(number))
+
+    def _merged_before(self, number: int) -> BlockRunner:
+        """The model in which all before block `number` is merged, and nothing else."""
         runner = self._merged_runner
         for before in range(number):
             if not self._writer.has(before):
@@ -185,7 +199,7 @@ class Session:
             runner.model.load_state_dict(
                 {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False
             )
-        return collect_cross_grams(runner, self._runner, self._block(number))
+        return runner
 
     def _fishers(self, block: Block) -> dict[str, Array]:
         method = self.plan.method

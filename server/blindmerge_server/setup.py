@@ -42,8 +42,8 @@ name = "my-job-1"
 # The checkpoint that every owner fine-tuned: a transformers folder with a classifier's head.
 base = "models/base"
 
-# regmean, average, task-arithmetic, fisher, ties or progressive; options stand beside the name,
-# e.g. {{ name = "regmean", rows_factor = 4.0 }}
+# regmean, regmean++, progressive, average, task-arithmetic, fisher or ties; options stand beside
+# the name, e.g. {{ name = "regmean", rows_factor = 4.0 }}
 method = {{ name = "regmean" }}
 
 # At most so many of an owner's training examples enter its statistics.

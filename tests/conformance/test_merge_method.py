@@ -29,6 +29,7 @@ from blindmerge.merge import (
     MergeMethod,
     Progressive,
     RegMean,
+    RegMeanPlusPlus,
     Solved,
     TaskArithmetic,
     Ties,
@@ -47,6 +48,7 @@ VARIANTS: dict[str, MergeMethod] = {
     "regmean, no ridge": RegMean(ridge=0.0),
     "regmean, off-diagonal": RegMean(off_diagonal=0.5),
     "regmean, all starved": RegMean(rows_factor=1000.0),
+    "regmean++, tokens": RegMeanPlusPlus(weighting="tokens"),
     "progressive, tokens": Progressive(weighting="tokens"),
     "progressive, no ridge": Progressive(ridge=0.0),
     "progressive, all starved": Progressive(rows_factor=1000.0),
@@ -173,6 +175,7 @@ def test_schema_depends_on_the_plan_only(method: MergeMethod, owners: tuple[Owne
         grams=_grams(0.0, rows=0),
         fishers={name: np.zeros(shape) for name, shape in BLOCK.shapes.items()},
         cross_grams=_cross_grams(0.0, rows=0),
+        merged_grams=_grams(0.0, rows=0),
     )
     huge = BlockEvidence(
         base=ordinary.base,
@@ -181,6 +184,7 @@ def test_schema_depends_on_the_plan_only(method: MergeMethod, owners: tuple[Owne
         grams=_grams(1e60, rows=10**9),
         fishers={name: np.full(shape, 1e60) for name, shape in BLOCK.shapes.items()},
         cross_grams=_cross_grams(1e60, rows=10**9),
+        merged_grams=_grams(1e60, rows=10**9),
     )
     schema = method.schema_of(BLOCK)
     for evidence in (ordinary, empty, huge):
@@ -237,6 +241,7 @@ def test_evidence_that_a_method_does_not_need_is_not_used(
         grams=full.grams if Evidence.GRAM in method.needs else {},
         fishers=full.fishers if Evidence.FISHER in method.needs else {},
         cross_grams=full.cross_grams if Evidence.CROSS_GRAM in method.needs else {},
+        merged_grams=full.merged_grams if Evidence.MERGED_GRAM in method.needs else {},
     )
     from_needed, from_full = (method.contribution(BLOCK, e) for e in (needed, full))
     for name in from_full.schema:

@@ -1,12 +1,13 @@
-"""Progressive RegMean on real models against a walk that regresses group after group.
+"""Progressive RegMean and RegMean++ on real models against a walk that regresses as it goes.
 
 The walk shares nothing with the product but the manifest: full forward passes of transformers'
 own models, rows captured by other hooks, one tall least squares problem per group by SVD.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -28,19 +29,23 @@ from support.pico import Architecture
 ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
 OWNERS = 3
 RIDGE = 0.01
+Rows: TypeAlias = list[Array]
 
 
-def job_of(folder: Path, architecture: Architecture = "bert", owners: int = OWNERS) -> Job:
+METHODS = pytest.mark.parametrize("method", ["progressive", "regmean++"])
+ROUNDS = pytest.mark.parametrize("rounds", ["group", "layer"])
+
+
+def job_of(
+    folder: Path,
+    architecture: Architecture = "bert",
+    owners: int = OWNERS,
+    method: str = "progressive",
+    **options: Any,
+) -> Job:
     # rows_factor 0: also the head, which has few sequences, is solved and not averaged.
-    return make_job(
-        folder,
-        architecture,
-        owners,
-        texts=30,
-        method="progressive",
-        ridge=RIDGE,
-        rows_factor=0.0,
-    )
+    fixed: dict[str, Any] = {"ridge": RIDGE, "rows_factor": 0.0}
+    return make_job(folder, architecture, owners, texts=30, method=method, **fixed, **options)
 
 
 def merge(job: Job, before: int | None = None) -> CheckpointWriter:
@@ -62,21 +67,21 @@ def merge(job: Job, before: int | None = None) -> CheckpointWriter:
 
 def least_squares(
     group: Group,
-    merged: Sequence[Array],
-    own: Sequence[Array],
+    inputs: Sequence[Array],
+    asked: Sequence[Array],
     owners: Sequence[Mapping[str, Array]],
 ) -> dict[str, Array]:
-    """argmin of sum_k ||X'_k W - X_k W_k||^2 / m_k + rho t ||W - mean W_k||^2, by SVD.
+    """argmin of sum_k ||X'_k W - Z_k W_k||^2 / m_k + rho t ||W - mean W_k||^2, by SVD.
 
-    merged, own: by owner, the rows X'_k in the merged model and X_k in its own.
+    inputs, asked: by owner, the rows X'_k and those whose outputs are asked for, Z_k.
     """
-    scaled = [x / np.sqrt(len(x)) for x in merged]
+    scaled = [x / np.sqrt(len(x)) for x in inputs]
     t = np.mean(sum((x**2).sum(axis=0) for x in scaled))
     ridge = np.sqrt(RIDGE * t) * np.eye(group.width)
     solved = {}
     for layer in group.layers:
         weights = [stacked(layer, weights_k) for weights_k in owners]
-        outputs = [x / np.sqrt(len(x)) @ w for x, w in zip(own, weights, strict=True)]
+        outputs = [z / np.sqrt(len(z)) @ w for z, w in zip(asked, weights, strict=True)]
         targets = np.vstack([*outputs, ridge @ np.mean(weights, axis=0)])
         solved[layer.name] = np.linalg.lstsq(np.vstack([*scaled, ridge]), targets, rcond=None)[0]
     return solved
@@ -87,41 +92,54 @@ def put(model: PreTrainedModel, tensors: Mapping[str, Array]) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def walk(job: Job, found: Mapping[str, Array]) -> Iterator[tuple[Group, Rows, Rows]]:
+    """Every group, with its rows at each owner: in the model merged so far, and in its own.
+
+    What is not merged before the group's block is the owner's own. The walk goes on from the
+    product's numbers `found`, so that roundings do not pile up.
+    """
+    tokenizer = load_tokenizer(job.base)
+    batched: list[list[Batch]] = [batches(tokenizer, texts, 32, 64) for texts in job.texts]
+    own, walkers = ([load_model(path) for path in job.owners] for _ in range(2))
+    for block in job.plan.blocks:
+        here, there = (
+            [captured_rows(m, block.groups, b) for m, b in zip(models, batched, strict=True)]
+            for models in (own, walkers)
+        )
+        for group in block.groups:
+            yield group, [x[group.name] for x in there], [x[group.name] for x in here]
+        for walker in walkers:
+            put(walker, {name: found[name] for name in block.shapes})
+
+
+@METHODS
+@ROUNDS
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_group_is_the_regression_from_merged_inputs_to_own_outputs(
-    architecture: Architecture, tmp_path: Path
+def test_every_group_is_the_regression_in_the_model_merged_so_far(
+    architecture: Architecture, rounds: str, method: str, tmp_path: Path
 ) -> None:
-    job = job_of(tmp_path, architecture)
+    job = job_of(tmp_path, architecture, method=method, rounds=rounds)
     merged = Checkpoint(merge(job).path)
     found = merged.read(merged.shapes)
     own = [Checkpoint(path).read(merged.shapes) for path in job.owners]
-    tokenizer = load_tokenizer(job.base)
-    batched: list[list[Batch]] = [batches(tokenizer, texts, 32, 64) for texts in job.texts]
-    groups = [group for block in job.plan.blocks for group in block.groups]
-    own_rows = [
-        captured_rows(load_model(path), groups, each)
-        for path, each in zip(job.owners, batched, strict=True)
-    ]
-    # What is not merged yet does not matter to what comes before it: the base's will do.
-    walker, moved = load_model(job.base), 0
-    for block in job.plan.blocks:
-        put(walker, {mean.name: found[mean.name] for mean in block.means})
-        for group in block.groups:
-            rows = [captured_rows(walker, [group], each)[group.name] for each in batched]
-            at_home = [x[group.name] for x in own_rows]
-            expected = least_squares(group, rows, at_home, own)
-            regmean = least_squares(group, at_home, at_home, own)
-            for layer in group.layers:
-                difference = np.abs(stacked(layer, found) - expected[layer.name])
-                # Rounded to float32 once, and the error of the solve: see RegMean on models.
-                bound = 2.0**-24 * np.abs(expected[layer.name]) + 100 * group.width**2 * 2.0**-53
-                assert (difference <= bound).all(), layer.name
-                off = np.abs(regmean[layer.name] - expected[layer.name])
-                moved += bool((off > 100 * bound).any())
-            # The walk goes on from the product's numbers, so that roundings do not pile up.
-            put(walker, {name: found[name] for layer in group.layers for name in layer.tensors})
-    # RegMean gives other weights everywhere: the test sees whose inputs were taken.
-    assert moved == sum(len(group.layers) for group in groups)
+    for group, rows, at_home in walk(job, found):
+        asked = at_home if method == "progressive" else rows
+        expected = least_squares(group, rows, asked, own)
+        regmean = least_squares(group, at_home, at_home, own)
+        for layer in group.layers:
+            difference = np.abs(stacked(layer, found) - expected[layer.name])
+            # Rounded to float32 once, and the error of the solve: see RegMean on models.
+            bound = 2.0**-24 * np.abs(expected[layer.name]) + 100 * group.width**2 * 2.0**-53
+            assert (difference <= bound).all(), layer.name
+            # RegMean gives other weights everywhere: the test sees whose inputs were taken.
+            off = np.abs(regmean[layer.name] - expected[layer.name])
+            assert (off > 100 * bound).any(), layer.name
+
+
+def test_a_round_for_each_layer_is_a_block_of_the_manifest(tmp_path: Path) -> None:
+    plan = job_of(tmp_path, rounds="layer").plan
+    assert plan.blocks == plan.manifest.blocks
+    assert plan.phases == tuple((number,) for number in range(len(plan.blocks)))
 
 
 def test_blocks_are_the_groups_in_forward_order(tmp_path: Path) -> None:
@@ -136,11 +154,13 @@ def test_blocks_are_the_groups_in_forward_order(tmp_path: Path) -> None:
     assert [bool(block.means) for block in plan.blocks[1:5]] == [True, False, False, False]
 
 
+@METHODS
+@ROUNDS
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equal_owners_give_their_checkpoint_back_bit_for_bit(
-    architecture: Architecture, tmp_path: Path
+    architecture: Architecture, rounds: str, method: str, tmp_path: Path
 ) -> None:
-    one = job_of(tmp_path, architecture, owners=1)
+    one = job_of(tmp_path, architecture, owners=1, method=method, rounds=rounds)
     job = Job(one.base, one.owners * OWNERS, one.texts * OWNERS, one.plan, one.folder)
     assert Checkpoint(merge(job).path).sha256 == Checkpoint(one.owners[0]).sha256
 
@@ -149,11 +169,15 @@ def same(some: Statistic, other: Statistic) -> bool:
     return all(np.array_equal(some[name], other[name]) for name in some.schema)
 
 
-def test_a_session_that_was_killed_goes_on_with_the_same_statistics(tmp_path: Path) -> None:
-    job = job_of(tmp_path)
-    steady = job_of(tmp_path / "steady")
+@METHODS
+@ROUNDS
+def test_a_session_that_was_killed_goes_on_with_the_same_statistics(
+    rounds: str, method: str, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, method=method, rounds=rounds)
+    steady = job_of(tmp_path / "steady", method=method, rounds=rounds)
     merge(steady)
-    for number in (1, 4, 6, len(job.plan.blocks) - 1):
+    for number in range(len(job.plan.blocks)):
         expected = steady.session(0).contribute(number)
         merge(job, before=number)
         assert same(job.session(0).contribute(number), expected)

@@ -15,6 +15,7 @@ from blindmerge.merge import (
     MergeMethod,
     Progressive,
     RegMean,
+    RegMeanPlusPlus,
     Solved,
     TaskArithmetic,
     Ties,
@@ -37,12 +38,15 @@ METHOD_OPTIONS: dict[str, st.SearchStrategy[MergeMethod]] = {
         off_diagonal=st.floats(0.0, 1.0),
         rows_factor=st.sampled_from([0.0, 4.0, 10.0]),
     ),
-    "progressive": st.builds(
-        Progressive,
-        weighting=_WEIGHTINGS,
-        ridge=st.floats(0.01, 100.0),
-        rows_factor=st.sampled_from([0.0, 4.0, 10.0]),
-    ),
+    **{
+        method.name: st.builds(
+            type(method),
+            weighting=_WEIGHTINGS,
+            ridge=st.floats(0.01, 100.0),
+            rows_factor=st.sampled_from([0.0, 4.0, 10.0]),
+        )
+        for method in (Progressive(), RegMeanPlusPlus())
+    },
     "ties": st.builds(Ties, density=st.floats(0.01, 1.0), scale=_SCALES),
 }
 METHODS_ANY = st.one_of(*METHOD_OPTIONS.values())

@@ -123,12 +123,15 @@ def with_inputs(
 ) -> Owner:
     """`owner` with the moments of these rows; merged_inputs: `inputs` if left out."""
     merged = inputs if merged_inputs is None else merged_inputs
-    grams, cross_grams = {}, {}
+    grams, cross_grams, merged_grams = {}, {}, {}
     for name in (group.name for group in block.groups):
         x, y, rows = merged[name], inputs[name], len(inputs[name])
         grams[name] = GramEvidence(total=_frozen(y.T @ y), rows=rows)
+        merged_grams[name] = GramEvidence(total=_frozen(x.T @ x), rows=rows)
         cross_grams[name] = CrossGramEvidence(_frozen(x.T @ x), _frozen(x.T @ y), rows)
-    evidence = replace(owner.evidence, grams=grams, cross_grams=cross_grams)
+    evidence = replace(
+        owner.evidence, grams=grams, cross_grams=cross_grams, merged_grams=merged_grams
+    )
     return Owner(evidence, _read_only(inputs), _read_only(merged))
 
 

@@ -5,6 +5,8 @@ model of the same texts. Models run in eval mode without gradients. Products are
 of float32 inputs are exact, and a sum of n rows is off by at most n 2^-53 sum |x_i x_j|.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy.linalg import blas
 from torch import nn
@@ -12,10 +14,11 @@ from torch import nn
 from blindmerge.manifest import Block
 from blindmerge.merge import CrossGramEvidence, GramEvidence
 from blindmerge.statistic import Array
+from blindmerge_client.batches import Batch
 from blindmerge_client.collect.inputs import watched
 from blindmerge_client.collect.runner import BlockRunner
 
-__all__ = ["collect_cross_grams", "collect_grams"]
+__all__ = ["collect_cross_grams", "collect_grams", "collect_merged_grams"]
 
 
 class _Gram:
@@ -41,11 +44,19 @@ class _Gram:
 
 def collect_grams(model: nn.Module, runner: BlockRunner, block: Block) -> dict[str, GramEvidence]:
     """The Gram matrix of every group of `block`, over all batches of `runner`."""
-    if not block.groups:
-        return {}
+    return _over(runner.run(block.module), model, block) if block.groups else {}
+
+
+def collect_merged_grams(merged: BlockRunner, block: Block) -> dict[str, GramEvidence]:
+    """The same in the model merged so far, whose `block` is still the owner's."""
+    layers = [layer.name for group in block.groups for layer in group.layers]
+    return _over(merged.peek(block.module, layers), merged.model, block) if layers else {}
+
+
+def _over(passes: Iterable[Batch], model: nn.Module, block: Block) -> dict[str, GramEvidence]:
     grams = {group.name: _Gram(group.width) for group in block.groups}
     with watched(model, block.groups) as inputs:
-        for batch in runner.run(block.module):
+        for batch in passes:
             for name, rows in inputs.rows(batch).items():
                 grams[name].add(rows)
     return {name: GramEvidence(gram.total(), gram.rows) for name, gram in grams.items()}

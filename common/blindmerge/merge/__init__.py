@@ -19,6 +19,7 @@ from blindmerge.merge.method import (
 )
 from blindmerge.merge.progressive import Progressive
 from blindmerge.merge.regmean import RegMean
+from blindmerge.merge.regmean_plus_plus import RegMeanPlusPlus
 from blindmerge.merge.task_arithmetic import TaskArithmetic
 from blindmerge.merge.ties import Ties
 
@@ -35,6 +36,7 @@ __all__ = [
     "MergeMethod",
     "Progressive",
     "RegMean",
+    "RegMeanPlusPlus",
     "Solved",
     "TaskArithmetic",
     "Ties",
@@ -42,7 +44,8 @@ __all__ = [
 ]
 
 AnyMethod: TypeAlias = Annotated[
-    Average | TaskArithmetic | Fisher | RegMean | Progressive | Ties, Field(discriminator="name")
+    Average | TaskArithmetic | Fisher | RegMean | RegMeanPlusPlus | Progressive | Ties,
+    Field(discriminator="name"),
 ]
 
 METHODS: Mapping[str, MergeMethod] = {
@@ -50,6 +53,7 @@ METHODS: Mapping[str, MergeMethod] = {
     "task-arithmetic": TaskArithmetic(),
     "fisher": Fisher(),
     "regmean": RegMean(),
+    "regmean++": RegMeanPlusPlus(),
     "progressive": Progressive(),
     "ties": Ties(),
 }

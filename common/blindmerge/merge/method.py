@@ -37,11 +37,12 @@ class Evidence(Enum):
     GRAM = "gram"
     FISHER = "fisher"
     CROSS_GRAM = "cross-gram"
+    MERGED_GRAM = "merged-gram"
 
 
 @dataclass(frozen=True, slots=True)
 class GramEvidence:
-    """Second moment of the inputs of a group of layers.
+    """Second moment of the inputs of a group of layers, in one model.
 
     total: X~^T X~ [width, width], float64, symmetric, summed over rows; X~ = [X, 1] if the
         layers have biases.
@@ -70,8 +71,9 @@ class BlockEvidence:
     """All that an owner knows of one block; a method takes what it needs.
 
     base, own: every tensor of the block, float64, as shaped in the checkpoint.
-    tokens: real tokens in the examples.   grams, cross_grams: by group name.
-    fishers: by tensor name.
+    tokens: real tokens in the examples.   fishers: by tensor name.
+    grams, merged_grams, cross_grams: by group name; of the inputs in the owner's own model, in
+        the one merged so far, and in both.
     """
 
     base: Weights
@@ -80,6 +82,7 @@ class BlockEvidence:
     grams: Mapping[str, GramEvidence] = field(default_factory=dict)
     fishers: Mapping[str, Array] = field(default_factory=dict)
     cross_grams: Mapping[str, CrossGramEvidence] = field(default_factory=dict)
+    merged_grams: Mapping[str, GramEvidence] = field(default_factory=dict)
 
     def weight(self, weighting: Weighting) -> float:
         """How much this owner counts in a mean."""

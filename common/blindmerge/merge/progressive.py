@@ -20,26 +20,19 @@ and asks for X'_k W_k, so it does not correct what came before.
 
 from typing import ClassVar, Literal
 
-from blindmerge.manifest import Block, Group, Manifest
-from blindmerge.merge.least_squares import Equations, LeastSquares, stacked
+from blindmerge.manifest import Group
+from blindmerge.merge.forward_order import ForwardOrder
+from blindmerge.merge.least_squares import Equations, stacked
 from blindmerge.merge.method import BlockEvidence, Evidence
 
 __all__ = ["Progressive"]
 
 
-class Progressive(LeastSquares):
-    """The options of progressive RegMean: those of every least squares method."""
+class Progressive(ForwardOrder):
+    """The options of progressive RegMean: those of every method that merges in forward order."""
 
     needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.CROSS_GRAM})
-    progressive: ClassVar[bool] = True
     name: Literal["progressive"] = "progressive"
-
-    def blocks_of(self, manifest: Manifest) -> tuple[Block, ...]:
-        """One block per group: what a layer gets depends on those before it in its block too.
-
-        What is averaged depends on nothing, and comes with the first group.
-        """
-        return tuple(part for block in manifest.blocks for part in _by_group(block))
 
     def rows(self, group: Group, evidence: BlockEvidence) -> int:
         """Of both models' activations, which come in pairs."""
@@ -54,17 +47,3 @@ class Progressive(LeastSquares):
             own, base = stacked(layer, evidence.own), stacked(layer, evidence.base)
             moments[layer.name] = pair.total @ (own - base) + drift @ own
         return Equations(pair.total, moments)
-
-
-def _by_group(block: Block) -> tuple[Block, ...]:
-    if len(block.groups) < 2:
-        return (block,)
-    return tuple(
-        Block(
-            name=group.name,
-            module=block.module,
-            groups=(group,),
-            means=() if number else block.means,
-        )
-        for number, group in enumerate(block.groups)
-    )

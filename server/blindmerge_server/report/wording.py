@@ -23,6 +23,7 @@ _NAMES: Mapping[str, str] = {
     "task-arithmetic": "task arithmetic",
     "fisher": "Fisher",
     "regmean": "RegMean",
+    "regmean++": "RegMean++",
     "progressive": "progressive RegMean",
     "ties": "TIES",
     "ensemble": "ensemble of own models",

@@ -170,13 +170,13 @@ MISTAKES = [
         '"regmean"',
         '"xyz"',
         'job.method: "xyz" is not a merge method; known: average, fisher, '
-        "progressive, regmean, task-arithmetic, ties",
+        "progressive, regmean, regmean++, task-arithmetic, ties",
     ),
     (
         '"regmean"',
         "{ ridge = 1 }",
         'job.method: names no method; add name = "average", "fisher", '
-        '"progressive", "regmean", "task-arithmetic" or "ties"',
+        '"progressive", "regmean", "regmean++", "task-arithmetic" or "ties"',
     ),
     (
         '"regmean"',

@@ -4,6 +4,7 @@ The machine (`OwnerJob`) decides what may be said, the journal stores it before 
 and the session computes what goes under the masks, one part at a time.
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ class Seat:
         rings = encode_part(manifest, part, self._session.contribute(block))
         job = job.commit_part(phase, part, rings)
         masker = job.masker(phase, self._journal.save(job))
-        for masked in masker.blocks(part, rings):
+        cores = len(os.sched_getaffinity(0))
+        for masked in masker.blocks(part, rings, threads=cores):
             yield encode(masked, self._owners)
 
     def _check(self, manifest: SumManifest) -> None:

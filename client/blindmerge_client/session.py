@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_fine_tuned
@@ -84,7 +84,7 @@ class Session:
         except ConfigInvalid as error:
             raise PeerInvalid("the plan's max_length is more than its base model takes") from error
         # With no room for one word beside its special tokens a tokenizer cuts nothing at all.
-        special = load_tokenizer(self._base.path).num_special_tokens_to_add()
+        special = self._tokenizer.num_special_tokens_to_add()
         if self.plan.max_length <= special:
             raise PeerInvalid(f"the plan's max_length is not above {special} special tokens")
 
@@ -153,13 +153,16 @@ class Session:
         return load_model(self._own.path)
 
     @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's, whose hash the plan binds; an owner's copy might differ."""
+        return load_tokenizer(self._base.path)
+
+    @cached_property
     def _batches(self) -> list[Batch]:
         return self._batched(self._texts, _BATCH_SIZE)
 
     def _batched(self, texts: Sequence[Text], size: int) -> list[Batch]:
-        # The base's tokenizer, whose hash the plan binds; an owner's copy might differ.
-        tokenizer = load_tokenizer(self._base.path)
-        return batches(tokenizer, texts, self.plan.max_length, size)
+        return batches(self._tokenizer, texts, self.plan.max_length, size)
 
     @cached_property
     def _runner(self) -> BlockRunner:

@@ -145,4 +145,5 @@ def _draw_growth(axes: Axes, rows: Sequence[Growth]) -> None:
     axes.set_xlabel("owners (unmasking: a tenth of them dropped out)")
     axes.set_ylabel("seconds, one thread")
     axes.set_title("Growth with the owners", loc="left")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(top=30 * max(row.upload_seconds for row in rows))  # room for the legend
+    axes.legend(frameon=False, fontsize=8, loc="upper left")

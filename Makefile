@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
 
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

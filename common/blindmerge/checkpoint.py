@@ -185,6 +185,7 @@ def check_fine_tuned(own: Checkpoint, base: Checkpoint) -> None:
                 f"tensor '{name}' is {_shape(ours)} in '{own.path}', {_shape(theirs)} in the base",
                 hint="fine-tune from the job's base checkpoint",
             )
+    _ = own.sha256  # reads every tensor, and so finds NaN; who needs the hash later has it
     cosine = _cosine(own, base)
     if cosine < _MIN_COSINE:
         raise CheckpointInvalid(

@@ -41,7 +41,7 @@ def _attack(owners: Federation, first: SumManifest, seed: Secret, masking: Secre
         if seat == VICTIM and isinstance(message, Block) and message.manifest_hash == first.hash
     ]
     adverts: Adverts = owners.masked[first.hash, VICTIM].adverts
-    ring = from_wire(payload, first.parts[0].elements, 64)
+    ring = from_wire(payload, first.parts[0].elements, 64).copy()
     plus, minus = list[Secret](), [block_key(seed, first.hash, 0)]
     for peer in (0, 1, 3, 4):
         key = pair_key(ExchangeKey(masking), adverts[peer].masking, first.hash, VICTIM, peer)

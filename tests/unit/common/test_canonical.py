@@ -111,7 +111,7 @@ class _Colour(StrEnum):
         np.int64(1),
         bytearray(b"a"),
         {"a"},
-        object(),
+        object,
         1j,
     ],
     ids=repr,

@@ -11,12 +11,11 @@ e = largest_scaled_log2(owners, bits) - m (`exponent_for`); the bounds come from
 statistic of the base model on public text (`calibrate`), or are given (`uniform`).
 
 Which bounds: a sum that another is divided by must keep its relative precision. RegMean's Gram
-matrices need a bound per row; Fisher's values one per tensor at least, since those of different
-tensors differ by many orders of magnitude: under one bound for all, faint tensors are rounded to
-nothing and then averaged, in silence. `calibrate` gives every array bounds of its own, down to
-2^-floor_bits of the largest number of its kind. Within a tensor, values below its mean times
-`Fisher.floor` are averaged anyway. The deltas of the base model are zero: a sample takes
-them from a model fine-tuned on public text. (Measured in
+matrices need a bound per row. Fisher's values differ by many orders of magnitude from tensor to
+tensor, but those below the largest mean of their block times `Fisher.floor` are averaged anyway,
+with or without rounding. `calibrate` gives every array bounds of its own, down to
+2^-floor_bits of the largest number of its kind. The deltas of the base model are zero: a sample
+takes them from a model fine-tuned on public text. (Measured in
 tests/conformance/test_methods_under_masks.py.)
 """
 

@@ -82,10 +82,13 @@ def test_task_arithmetic_adds_scaled_task_vectors(owners: tuple[Owner, ...], sca
 
 
 def fisher_mean(owners: Sequence[Owner], name: str, lambdas: Array, floor: float) -> Array:
-    """Matena and Raffel, eq. 4, after `floor` of the mean is added to every Fisher."""
-    fishers = np.stack([owner.evidence.fishers[name] for owner in owners])
+    """Matena and Raffel, eq. 4, after `floor` of the largest mean is added to every Fisher."""
+    means = [
+        np.average([owner.evidence.fishers[each].mean() for owner in owners], weights=lambdas)
+        for each in BLOCK.shapes
+    ]
+    fishers = np.stack([owner.evidence.fishers[name] for owner in owners]) + floor * max(means)
     shaped = lambdas.reshape(-1, *[1] * (fishers.ndim - 1))
-    fishers = fishers + floor * np.sum(shaped * fishers, axis=0).mean() / lambdas.sum()
     numerator = np.sum(shaped * fishers * own(owners, name), axis=0)
     return np.asarray(numerator / np.sum(shaped * fishers, axis=0))
 
@@ -104,14 +107,20 @@ def test_fisher_is_the_weighted_mean_of_the_paper(
         np.testing.assert_allclose(solved.weights[name], expected, rtol=0, atol=2 * ELEMENTWISE)
 
 
+def information(owners: Sequence[Owner], name: str) -> Array:
+    """The sum of the owners' Fishers of a tensor."""
+    return np.asarray(sum(owner.evidence.fishers[name] for owner in owners))
+
+
 def test_fisher_without_floor_is_the_limit(owners: tuple[Owner, ...]) -> None:
     floor = 1e-13
     solved = solve(Fisher(floor=floor), owners)
+    largest = max(information(owners, name).mean() for name in BLOCK.shapes)
     for name in BLOCK.shapes:
         expected = fisher_mean(owners, name, np.ones(5), 0.0)
-        total = sum(owner.evidence.fishers[name] for owner in owners)
-        # d/de (FD + e mean D)/(F + e) <= 2 max|D| / F, and e = floor * mean F.
-        atol = 2 * 0.11 * floor * float(np.mean(total) / np.min(total)) + 2 * ELEMENTWISE
+        total = information(owners, name)
+        # d/de (FD + e mean D)/(F + e) <= 2 max|D| / F, and e = floor * the largest mean F.
+        atol = 2 * 0.11 * floor * float(largest / np.min(total)) + 2 * ELEMENTWISE
         np.testing.assert_allclose(solved.weights[name], expected, rtol=0, atol=atol)
 
 
@@ -133,6 +142,37 @@ def test_fisher_averages_what_nobody_knows(owners: tuple[Owner, ...]) -> None:
         solved.weights["words.weight"][3], words[3], rtol=0, atol=2 * ELEMENTWISE
     )
     np.testing.assert_allclose(solved.weights["LayerNorm.bias"], norm, rtol=0, atol=ELEMENTWISE)
+
+
+def test_fisher_averages_a_block_of_which_nobody_knows_anything(
+    owners: tuple[Owner, ...],
+) -> None:
+    nothing = {name: np.zeros(shape) for name, shape in BLOCK.shapes.items()}
+    solved = solve(Fisher(), [_with_fishers(owner, nothing) for owner in owners])
+    for name in BLOCK.shapes:
+        mean = np.mean(own(owners, name), axis=0)
+        np.testing.assert_allclose(solved.weights[name], mean, rtol=0, atol=ELEMENTWISE)
+
+
+def test_fisher_averages_tensors_whose_information_is_rounding_noise(
+    owners: tuple[Owner, ...],
+) -> None:
+    # Gradients of float32 that should vanish are 2^-24 of others: their squares, 2^-48.
+    rng = np.random.default_rng(2)
+    noise = 2.0**-48
+    noisy = [
+        _with_fishers(owner, {"LayerNorm.bias": noise * rng.standard_exponential(5)})
+        for owner in owners
+    ]
+    method = Fisher()
+    solved = solve(method, noisy)
+    largest = max(information(noisy, name).mean() for name in BLOCK.shapes)
+    found = information(noisy, "LayerNorm.bias").max()
+    # (FD + e mean D) / (F + e) is off mean D by F / (F + e) times 2 max|D| at most.
+    atol = 2 * 0.11 * found / (method.floor * largest) + ELEMENTWISE
+    assert atol < 1e-6, "the bound says something"
+    mean = np.mean(own(owners, "LayerNorm.bias"), axis=0)
+    np.testing.assert_allclose(solved.weights["LayerNorm.bias"], mean, rtol=0, atol=atol)
 
 
 def ties_centrally(taus: Array, density: float, scale: float) -> Array:

@@ -29,8 +29,10 @@ __all__ = ["Fisher"]
 class Fisher(Options):
     """W* = W_0 + (sum F_k D_k + e sum D_k) / (sum F_k + e K), element by element.
 
-    e = floor * mean(sum F_k) / K, one number per tensor: where no owner has information, e.g. the
-    embedding of a word that nobody uses, the result is the average, not 0/0.
+    e = floor * max mean(sum F_k) / K, the largest mean among the tensors of a block. Where no owner
+    has information the result is the average, not 0/0: in the embedding of a word that nobody
+    uses, and in a bias of attention keys, which softmax does not see. Its Fisher is rounding
+    noise, so a floor relative to the tensor itself would weight the owners by noise.
 
     examples: an owner's Fisher is taken over at most so many of the job's examples; a
         gradient per example and label is dear, and a few hundred are enough for a diagonal.
@@ -62,12 +64,13 @@ class Fisher(Options):
         return Statistic(self.schema_of(block), arrays)
 
     def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
-        """The ratio of the sums; the plain average of a tensor without any information."""
+        """The ratio of the sums; the plain average of a block without any information."""
         weights = {}
         owners = total_weight(total)
-        for name in block.shapes:
-            fisher, delta = total[f"{name}:fisher"], total[f"{name}:delta"]
-            floor = self.floor * float(fisher.mean())
+        fishers = {name: total[f"{name}:fisher"] for name in block.shapes}
+        floor = self.floor * max(float(fisher.mean()) for fisher in fishers.values())
+        for name, fisher in fishers.items():
+            delta = total[f"{name}:delta"]
             if floor > 0:
                 moved = (total[f"{name}:fisher-delta"] + floor / owners * delta) / (fisher + floor)
             else:

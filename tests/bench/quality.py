@@ -30,7 +30,7 @@ import torch
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.manifest import Task
-from blindmerge.merge import AnyMethod, Average, Fisher, RegMean
+from blindmerge.merge import AnyMethod, Average, Fisher, Progressive, RegMean, RegMeanPlusPlus
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array
 from blindmerge_client.data import Examples, read_examples
@@ -60,6 +60,12 @@ class Settings:
     variants: Mapping[str, Sequence[AnyMethod]]
 
 
+# Their options come from trials on validation data, which the README of this folder lists.
+FORWARD: Mapping[str, Sequence[AnyMethod]] = {
+    "RegMean++": [RegMeanPlusPlus(rows_factor=0.0)],
+    "progressive": [Progressive(rows_factor=0.0)],
+}
+
 SETTINGS: Mapping[Task, Settings] = {
     "single-label": Settings(
         training=TrainingOptions(
@@ -70,13 +76,14 @@ SETTINGS: Mapping[Task, Settings] = {
         choose_by="accuracy",
         variants={
             "average": [Average()],
-            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-2)],
+            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-9)],
             "RegMean": [
                 *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 0.3, 1.0)),
                 *(RegMean(ridge=ridge, rows_factor=0.0) for ridge in (0.01, 0.1)),
                 RegMean(weighting="tokens"),
                 *(RegMean(ridge=1e-6, off_diagonal=alpha) for alpha in (0.7, 0.9)),
             ],
+            **FORWARD,
         },
     ),
     "token-classification": Settings(
@@ -88,12 +95,13 @@ SETTINGS: Mapping[Task, Settings] = {
         choose_by="f1",
         variants={
             "average": [Average()],
-            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-2)],
+            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-9)],
             "RegMean": [
                 *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 1.0)),
                 RegMean(weighting="tokens"),
                 RegMean(ridge=1e-6, off_diagonal=0.9),
             ],
+            **FORWARD,
         },
     ),
 }

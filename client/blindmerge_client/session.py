@@ -174,7 +174,7 @@ class Session:
         return self._runner_of(load_model(self._own.path), _MERGED_STATES)
 
     def _runner_of(self, model: PreTrainedModel, states: str) -> BlockRunner:
-        modules = [block.module for block in self.plan.manifest.blocks if block.module]
+        modules = self.plan.manifest.modules
         return BlockRunner(model, modules, self._batches, self.folder / states)
 
     def _grams(self, block: Block) -> dict[str, GramEvidence]:

@@ -23,9 +23,8 @@ from blindmerge_server.rounds import BlockSum, solve_block
 from support.captured import captured_rows
 from support.evidence import stacked
 from support.jobs import Job, make_job
-from support.pico import Architecture
+from support.pico import ARCHITECTURES, Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
 OWNERS = 3
 each_task = pytest.mark.parametrize("task", get_args(Task))
 

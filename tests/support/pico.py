@@ -5,34 +5,36 @@
     folder = pico_encoder(tmp_path / "base", labels=TAGS, task="token-classification")
 
 Width 16, two layers, two heads, 64 positions. The WordPiece vocabulary is `WORDS` plus the
-letters, so every lower-case text has tokens; RoBERTa gets it with its own special tokens
-and its padding id of 1. `pico_examples` makes texts of these words whose label can be learnt,
-`pico_sentences` the same split into words with tags.
+letters, so every lower-case text has tokens; RoBERTa and MPNet get it with RoBERTa's special
+tokens and its padding id of 1. `pico_examples` makes texts of these words whose label can be
+learnt, `pico_sentences` the same split into words with tags.
 """
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any, Literal, TypeAlias
+from typing import Any, get_args
 
 import torch
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertTokenizer,
-    DistilBertConfig,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-)
+from transformers import AutoModel, BertTokenizer, PreTrainedTokenizerFast
 
 from blindmerge.manifest import Task
 from blindmerge_client.data import Examples
 from blindmerge_client.models import HEADS, quiet
+from support.pico_configs import Architecture, config_of
 
-__all__ = ["TAGS", "WORDS", "Architecture", "pico_encoder", "pico_examples", "pico_sentences"]
+__all__ = [
+    "ARCHITECTURES",
+    "TAGS",
+    "WORDS",
+    "Architecture",
+    "pico_encoder",
+    "pico_examples",
+    "pico_sentences",
+]
 
-Architecture: TypeAlias = Literal["bert", "roberta", "distilbert"]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 NEUTRAL = ("a", "the", "this", "film", "tweet", "phone", "is", "was", "it", "we", "they", "so")
 POSITIVE = ("good", "great", "happy", "fine", "love", "nice", "best")
@@ -57,7 +59,7 @@ def pico_encoder(
     labels: without them an encoder is written, with them a classifier for the task.
     """
     tokenizer = _tokenizer(architecture)
-    config = _config(architecture, len(tokenizer))
+    config = config_of(architecture, len(tokenizer))
     config.initializer_range = 0.25  # 1/sqrt(width): with the usual 0.02 all texts look alike
     if labels:
         config.id2label = dict(enumerate(labels))
@@ -108,10 +110,10 @@ def _vocabulary(special: Sequence[str]) -> dict[str, int]:
 
 
 def _tokenizer(architecture: Architecture) -> Any:
-    if architecture == "roberta":
+    if architecture in ("roberta", "mpnet"):
         return _roberta_tokenizer()
     names = ["input_ids", "attention_mask"]
-    if architecture == "bert":
+    if architecture in ("bert", "electra"):
         names.insert(1, "token_type_ids")
     return BertTokenizer(_vocabulary(_BERT_SPECIAL), model_max_length=64, model_input_names=names)
 
@@ -139,33 +141,3 @@ def _roberta_tokenizer() -> Any:
         model_max_length=64,
         model_input_names=["input_ids", "attention_mask"],
     )
-
-
-def _config(architecture: Architecture, vocabulary: int) -> Any:
-    if architecture == "distilbert":
-        return DistilBertConfig(
-            vocab_size=vocabulary,
-            dim=16,
-            hidden_dim=32,
-            n_layers=2,
-            n_heads=2,
-            max_position_embeddings=64,
-        )
-    sizes: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    if architecture == "roberta":
-        # Positions count from the padding id on: 64 tokens need 66.
-        return RobertaConfig(
-            **sizes,
-            max_position_embeddings=66,
-            type_vocab_size=1,
-            bos_token_id=0,
-            pad_token_id=1,
-            eos_token_id=2,
-        )
-    return BertConfig(**sizes, max_position_embeddings=64)

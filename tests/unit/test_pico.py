@@ -11,16 +11,25 @@ from transformers import (
 )
 
 from blindmerge.checkpoint import Checkpoint
-from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
+from support.pico import (
+    ARCHITECTURES,
+    TAGS,
+    Architecture,
+    pico_encoder,
+    pico_examples,
+    pico_sentences,
+)
 
 CLASSES = {
     "bert": "BertForSequenceClassification",
     "roberta": "RobertaForSequenceClassification",
     "distilbert": "DistilBertForSequenceClassification",
+    "mpnet": "MPNetForSequenceClassification",
+    "electra": "ElectraForSequenceClassification",
 }
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_classifier_loads_and_runs_and_has_a_manifest(
     architecture: Architecture, tmp_path: Path
 ) -> None:
@@ -38,7 +47,7 @@ def test_classifier_loads_and_runs_and_has_a_manifest(
     assert checkpoint.manifest.shapes == checkpoint.shapes
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tagger_has_logits_for_every_token_and_a_manifest(
     architecture: Architecture, tmp_path: Path
 ) -> None:

@@ -85,9 +85,11 @@ def read_fisher(folder: Path, names: Sequence[str]) -> dict[str, Array]:
 
 
 class _Now:
-    """The batch in the model: how many examples it has."""
+    """The batch in the model: how many examples it has, and which modules it has been in."""
 
-    examples = 0
+    def __init__(self) -> None:
+        self.examples = 0
+        self.called: set[str] = set()
 
 
 def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> None:
@@ -101,7 +103,7 @@ def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> N
                 handle = module.register_forward_hook(_hook(name, module, totals, now))
                 hooks.callback(handle.remove)
         for batch in batches:
-            now.examples = len(batch.indices)
+            now.examples, now.called = len(batch.indices), set()
             logits = model(**batch.inputs).logits
             for direction in _directions(batch, logits.detach()):
                 torch.autograd.backward((logits * direction).sum(), retain_graph=True)
@@ -149,6 +151,10 @@ def _hook(name: str, module: nn.Module, totals: Totals, now: _Now) -> Any:
     add = _rule(name, module, totals)
 
     def forward(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        if name in now.called:
+            # Its gradient is a sum over calls, whose square is not the sum of their squares.
+            raise CheckpointInvalid(f"no Fisher rule for '{name}', which is called repeatedly")
+        now.called.add(name)
         inputs = args[0]
         if output.shape[0] == 1 != now.examples:
             # Position embeddings are looked up once for the whole batch; one copy per
@@ -172,8 +178,9 @@ def _rule(name: str, module: nn.Module, totals: Totals) -> PerExample:
         return _linear(name, totals)
     if isinstance(module, nn.LayerNorm):
         return _layer_norm(name, module, totals)
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) and not name.endswith("relative_attention_bias"):
         return _embedding(name, module, totals)
+    # A table of relative positions is looked up once for all examples, which mixes them.
     raise CheckpointInvalid(f"no Fisher rule for '{name}', a {type(module).__name__}")
 
 

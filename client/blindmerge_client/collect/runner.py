@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from blindmerge.errors import CheckpointInvalid
-from blindmerge.files import explaining, save_array
+from blindmerge.files import explaining
 from blindmerge_client.batches import Batch
+from blindmerge_client.collect.states import States, load_states, save_states
 
 __all__ = ["BlockRunner"]
 
@@ -31,7 +30,8 @@ class BlockRunner:
     """A model, fixed batches, and where its hidden states are kept.
 
     modules: paths of the transformer layers in forward order, each called once per pass and
-    returning its hidden states [rows, tokens, width].   batches: what `run` goes over.
+    returning its hidden states [rows, tokens, width], or a tuple with them.
+    batches: what `run` goes over.
     folder: private to this runner; holds hidden states of the owner's texts, float32.
     """
 
@@ -61,10 +61,10 @@ class BlockRunner:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with explaining(partial):
             partial.mkdir(mode=0o700)
-            hidden: list[torch.Tensor] = []
-            passes = self._passes(index, lambda: _ending_after(self._layers[index], hidden))
+            states: list[States] = []
+            passes = self._passes(index, lambda: _ending_after(self._layers[index], states))
             for number, batch in enumerate(passes):
-                save_array(partial / f"{number}.npy", hidden.pop().numpy())
+                save_states(partial / str(number), states.pop())
                 yield batch
         shutil.rmtree(self._boundary(index), ignore_errors=True)
         partial.rename(self._boundary(index))
@@ -102,9 +102,9 @@ class BlockRunner:
         for number, batch in enumerate(self._batches):
             with torch.inference_mode(), ExitStack() as patches:
                 if index > 0:
-                    saved = np.load(self._boundary(index - 1) / f"{number}.npy")
+                    saved = load_states(self._boundary(index - 1) / str(number))
                     for layer in self._layers[:index]:
-                        patches.enter_context(_returning(layer, torch.from_numpy(saved)))
+                        patches.enter_context(_returning(layer, saved))
                 patches.enter_context(ending())
                 with suppress(_EndOfPass):
                     self.model(**batch.inputs)
@@ -112,9 +112,9 @@ class BlockRunner:
 
 
 @contextmanager
-def _returning(layer: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
-    """`layer` returns `hidden` without computing anything."""
-    layer.forward = lambda *_args, **_kwargs: hidden
+def _returning(layer: nn.Module, states: States) -> Iterator[None]:
+    """`layer` returns `states` without computing anything."""
+    layer.forward = lambda *_args, **_kwargs: states
     try:
         yield
     finally:
@@ -122,14 +122,10 @@ def _returning(layer: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _ending_after(layer: nn.Module, ended: list[torch.Tensor]) -> Iterator[None]:
+def _ending_after(layer: nn.Module, ended: list[States]) -> Iterator[None]:
     """The model's forward ends after `layer`, whose output is put into `ended`."""
 
-    def stop(_module: nn.Module, _args: object, output: object) -> None:
-        if not isinstance(output, torch.Tensor):
-            raise CheckpointInvalid(
-                f"a {type(layer).__name__} returns {type(output).__name__}, not a tensor"
-            )
+    def stop(_module: nn.Module, _args: object, output: States) -> None:
         ended.append(output)
         raise _EndOfPass
 

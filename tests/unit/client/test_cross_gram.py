@@ -14,9 +14,7 @@ from blindmerge_client.collect.runner import BlockRunner
 from blindmerge_client.models import load_model, load_tokenizer
 from support.captured import captured_rows
 from support.jobs import LABELS, noisy
-from support.pico import Architecture, pico_encoder, pico_examples
-
-ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
+from support.pico import ARCHITECTURES, Architecture, pico_encoder, pico_examples
 
 
 class Case:
@@ -24,16 +22,17 @@ class Case:
 
     def __init__(self, folder: Path, architecture: Architecture, same: bool = False) -> None:
         base = pico_encoder(folder / "base", architecture, labels=LABELS)
+        self.manifest = Checkpoint(base).manifest
         merged = noisy(base, folder / "merged", seed=1)
         self.merged = load_model(merged)
         self.own = load_model(merged if same else noisy(base, folder / "own", seed=2))
-        self.blocks = Checkpoint(base).manifest.blocks
+        self.blocks = self.manifest.blocks
         self.groups = [group for block in self.blocks for group in block.groups]
         self.batches = batches(load_tokenizer(base), pico_examples(9, seed=3).texts, 32, 4)
         self.folder = folder
 
     def collect(self) -> dict[str, CrossGramEvidence]:
-        modules = [block.module for block in self.blocks if block.module]
+        modules = self.manifest.modules
         merged = BlockRunner(self.merged, modules, self.batches, self.folder / "merged-states")
         own = BlockRunner(self.own, modules, self.batches, self.folder / "own-states")
         return {

@@ -23,7 +23,7 @@ from support.fishers import assert_close
 from support.jobs import LABELS, edit_weights, noisy
 from support.pico import Architecture, pico_encoder, pico_examples
 
-ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
+ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert", "electra")
 TEXTS = pico_examples(7, seed=5).texts
 
 
@@ -185,3 +185,10 @@ def test_nobody_else_may_look_into_the_folder(tmp_path: Path) -> None:
     case = Case(tmp_path, "bert", LABELS)
     case.collect()
     assert stat.S_IMODE(case.folder.stat().st_mode) == 0o700
+
+
+def test_a_table_that_all_examples_share_is_refused(tmp_path: Path) -> None:
+    case = Case(tmp_path, "mpnet", LABELS)
+    with pytest.raises(CheckpointInvalid, match=r"no Fisher rule for .*relative_attention_bias"):
+        case.collect()
+    assert not case.folder.exists()

@@ -21,9 +21,8 @@ from blindmerge_client.data import Text
 from blindmerge_client.models import load_model, load_tokenizer
 from support.captured import captured_rows
 from support.jobs import LABELS, noisy
-from support.pico import Architecture, pico_encoder, pico_examples
+from support.pico import ARCHITECTURES, Architecture, pico_encoder, pico_examples
 
-ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
 TEXTS = pico_examples(9, seed=3).texts
 
 
@@ -36,7 +35,7 @@ class Case:
         self.model = load_model(self.own)
         self.manifest: Manifest = Checkpoint(base).manifest
         self.tokenizer = load_tokenizer(base)
-        self.modules = [block.module for block in self.manifest.blocks if block.module]
+        self.modules = self.manifest.modules
 
     def batched(self, size: int = 4, texts: Sequence[Text] = TEXTS) -> list[Batch]:
         return batches(self.tokenizer, texts, 32, size)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,11 +17,13 @@ from blindmerge.manifest import Block, Group
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect import runner as runner_module
 from blindmerge_client.collect.runner import BlockRunner
+from blindmerge_client.collect.states import States, load_states, save_states
 from blindmerge_client.models import load_model, load_tokenizer
 from support.jobs import LABELS, noisy
 from support.pico import Architecture, pico_encoder, pico_examples
 
-ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert")
+# MPNet's layers return tuples, those of the others tensors.
+ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert", "mpnet")
 
 
 class Case:
@@ -30,7 +31,7 @@ class Case:
         base = pico_encoder(folder / "base", architecture, labels=LABELS)
         self.model = load_model(noisy(base, folder / "own", seed=1))
         self.blocks = [block for block in Checkpoint(base).manifest.blocks if block.groups]
-        self.modules = [block.module for block in self.blocks if block.module]
+        self.modules = Checkpoint(base).manifest.modules
         self.batches = batches(load_tokenizer(base), pico_examples(7).texts, 32, 3)
         self.folder = folder / "states"
 
@@ -56,6 +57,14 @@ class Case:
                 [batch_states.detach() for batch_states in states(self.model, batch)]
                 for batch in self.batches
             ]
+
+
+def hidden(path: Path) -> torch.Tensor:
+    """The hidden states in a file of a runner."""
+    saved = load_states(path)
+    found = saved[0] if isinstance(saved, tuple) else saved
+    assert found is not None
+    return found
 
 
 def names(groups: Iterable[Group]) -> list[str]:
@@ -114,9 +123,9 @@ def test_hidden_states_are_those_of_a_full_pass_bit_for_bit(case: Case) -> None:
     for index, module in enumerate(case.modules):
         drain(runner.run(module))
         for number, expected in enumerate(full):
-            saved = np.load(case.folder / f"hidden-{index}" / f"{number}.npy")
-            assert saved.dtype == np.float32
-            np.testing.assert_array_equal(saved, expected[index].numpy())
+            saved = hidden(case.folder / f"hidden-{index}" / str(number))
+            assert saved.dtype == torch.float32
+            assert torch.equal(saved, expected[index])
 
 
 def test_every_layer_runs_once_with_the_inputs_of_a_full_pass(case: Case) -> None:
@@ -176,8 +185,7 @@ def test_after_a_peek_the_block_runs_with_its_new_weights(bert: Case) -> None:
             parameter.mul_(1.5)
     bert.peek(runner, bert.blocks[-1])
     for number, expected in enumerate(bert.full()):
-        saved = np.load(bert.folder / "hidden-1" / f"{number}.npy")
-        np.testing.assert_array_equal(saved, expected[1].numpy())
+        assert torch.equal(hidden(bert.folder / "hidden-1" / str(number)), expected[1])
 
 
 def test_asking_again_gives_the_same(case: Case) -> None:
@@ -194,7 +202,7 @@ def forget(case: Case) -> None:
 def leave_half(case: Case) -> None:
     half = case.folder / "hidden.partial"
     half.mkdir()
-    np.save(half / "0.npy", np.zeros((3, 4, 16), dtype=np.float32))
+    save_states(half / "0", torch.zeros(3, 4, 16))
     (half / "junk").write_text("junk")
 
 
@@ -235,12 +243,12 @@ def test_a_run_that_dies_leaves_the_boundary_before(
     runner = bert.runner()
     drain(runner.run(bert.modules[0]))
 
-    def die(path: Path, array: Any) -> None:
-        if path.name == "1.npy":
+    def die(path: Path, states: States) -> None:
+        if path.name == "1":
             raise OSError(errno.ENOSPC, "No space left on device")
-        np.save(path, array)
+        save_states(path, states)
 
-    monkeypatch.setattr(runner_module, "save_array", die)
+    monkeypatch.setattr(runner_module, "save_states", die)
     with pytest.raises(ResourceMissing, match="disk is full"):
         drain(runner.run(bert.modules[1]))
     monkeypatch.undo()
@@ -249,8 +257,7 @@ def test_a_run_that_dies_leaves_the_boundary_before(
         assert not module._forward_hooks
         assert "forward" not in vars(module)
     drain(runner.run(bert.modules[1]))
-    saved = np.load(bert.folder / "hidden-1" / "1.npy")
-    np.testing.assert_array_equal(saved, bert.full()[1][1].numpy())
+    assert torch.equal(hidden(bert.folder / "hidden-1" / "1"), bert.full()[1][1])
 
 
 class Chain(nn.Module):
@@ -291,14 +298,26 @@ def test_few_hidden_states_stay_on_disk_in_whatever_order_blocks_are_asked(
         drain(runner.run(modules[index]))
         folders = sorted(path.name for path in (tmp_path / "states").iterdir())
         assert set(folders) <= {f"hidden-{index}", f"hidden-{index - 1}"}
-        saved = np.load(tmp_path / "states" / f"hidden-{index}" / "0.npy")
-        np.testing.assert_array_equal(saved, np.full((1, 2, 1), index + 1.0))
+        saved = hidden(tmp_path / "states" / f"hidden-{index}" / "0")
+        assert torch.equal(saved, torch.full((1, 2, 1), index + 1.0))
 
 
-def test_a_layer_that_returns_more_than_a_tensor_is_refused(tmp_path: Path) -> None:
-    runner, modules = chain(tmp_path / "states", lambda hidden: (hidden, None))
-    with pytest.raises(CheckpointInvalid, match="_AddOne returns tuple"):
+@pytest.mark.parametrize("returned", [{"hidden": 1}, (torch.zeros(1), "attention"), None])
+def test_a_layer_that_returns_more_than_tensors_is_refused(returned: Any, tmp_path: Path) -> None:
+    runner, modules = chain(tmp_path / "states", lambda _: returned)
+    with pytest.raises(CheckpointInvalid, match=r"a layer returns a (dict|str|NoneType)"):
         drain(runner.run(modules[0]))
+
+
+def test_tuples_come_back_as_they_were(tmp_path: Path) -> None:
+    some, other = torch.arange(6.0).view(2, 3).T, torch.tensor([True])
+    for number, states in enumerate([(some,), (some, None, other), (None, some)]):
+        save_states(tmp_path / str(number), states)
+        loaded = load_states(tmp_path / str(number))
+        assert len(loaded) == len(states)
+        for found, expected in zip(loaded, states, strict=True):
+            assert (found is None) == (expected is None)
+            assert found is None or (expected is not None and torch.equal(found, expected))
 
 
 def test_nobody_else_may_look_into_the_folders(bert: Case) -> None:

@@ -2,61 +2,40 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    DistilBertForTokenClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
-)
+from transformers import BertConfig, BertForSequenceClassification
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
-from blindmerge.manifest import ARCHITECTURES, Group, Linear, Manifest, Mean, describe, task_of
+from blindmerge.manifest import ARCHITECTURES as TABLE
+from blindmerge.manifest import Group, Linear, Manifest, Mean, Task, describe, task_of
+from blindmerge_client.models import HEADS
 from support.evidence import bert_shapes
-
-_SMALL: dict[str, Any] = {"vocab_size": 30, "max_position_embeddings": 20, "num_labels": 3}
-_BERT: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def _bert(kind: Any = BertForSequenceClassification) -> Any:
-    return kind(BertConfig(**_SMALL, **_BERT, hidden_size=8, intermediate_size=12))
+from support.pico import ARCHITECTURES
+from support.pico_configs import Architecture, config_of
 
 
 def _minilm() -> Any:
     """MiniLM's proportions: deeper, the inner layers four times as wide."""
-    sizes: dict[str, Any] = {"num_hidden_layers": 12, "num_attention_heads": 3}
-    config = BertConfig(**_SMALL, **sizes, hidden_size=12, intermediate_size=48)
+    sizes: dict[str, Any] = {"num_hidden_layers": 12, "num_attention_heads": 3, "num_labels": 3}
+    config = BertConfig(vocab_size=30, **sizes, hidden_size=12, intermediate_size=48)
     return BertForSequenceClassification(config)
 
 
-def _roberta(kind: Any = RobertaForSequenceClassification) -> Any:
-    config = RobertaConfig(
-        **_SMALL, **_BERT, hidden_size=8, intermediate_size=12, type_vocab_size=1, pad_token_id=1
-    )
-    return kind(config)
+def _build(architecture: Architecture, task: Task) -> Any:
+    config = config_of(architecture, 30)
+    config.num_labels = 3
+    return HEADS[task].auto.from_config(config)
 
 
-def _distilbert(kind: Any = DistilBertForSequenceClassification) -> Any:
-    return kind(DistilBertConfig(**_SMALL, dim=8, hidden_dim=12, n_layers=2, n_heads=2))
-
-
-MODELS: Mapping[str, Callable[[], Any]] = {
-    "bert": _bert,
-    "minilm": _minilm,
-    "roberta": _roberta,
-    "distilbert": _distilbert,
-    "bert, words": lambda: _bert(BertForTokenClassification),
-    "roberta, words": lambda: _roberta(RobertaForTokenClassification),
-    "distilbert, words": lambda: _distilbert(DistilBertForTokenClassification),
+MODELS: Mapping[str, Callable[[], Any]] = {"minilm": _minilm} | {
+    f"{architecture}, {task}": partial(_build, architecture, task)
+    for architecture in ARCHITECTURES
+    for task in get_args(Task)
 }
 
 
@@ -81,7 +60,7 @@ def _groups(manifest: Manifest) -> list[Group]:
 
 
 def test_table_is_tested_whole() -> None:
-    assert {type(build()).__name__ for build in MODELS.values()} == set(ARCHITECTURES)
+    assert {type(build()).__name__ for build in MODELS.values()} == set(TABLE)
 
 
 def test_the_task_says_what_has_a_label(model: Any) -> None:
@@ -143,15 +122,14 @@ def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: 
 
 def test_blocks_are_embeddings_layers_and_head(model: Any) -> None:
     manifest = _manifest(model)
-    first, *layers, last = manifest.blocks
+    first, *_, last = manifest.blocks
     assert (first.name, first.module, first.groups) == ("embeddings", "", ())
     assert (last.name, last.module, last.means) == ("head", "", ())
+    layers = {block.name: block for block in manifest.blocks if block.name == block.module}
+    assert tuple(layers) == manifest.modules
     assert len(layers) == model.config.num_hidden_layers
-    for block in layers:
-        assert len(block.groups) == 4
-        inside = {
-            f"{block.module}.{n}" for n, _ in model.get_submodule(block.module).named_parameters()
-        }
+    for name, block in layers.items():
+        inside = {f"{name}.{n}" for n, _ in model.get_submodule(name).named_parameters()}
         assert inside == block.shapes.keys()
 
 
@@ -174,7 +152,7 @@ BERT = "BertForSequenceClassification"
 def test_unknown_architecture_is_named_with_the_known_ones() -> None:
     with pytest.raises(CheckpointInvalid, match="'GPT2LMHeadModel'") as refused:
         describe("GPT2LMHeadModel", bert_shapes())
-    assert all(name in refused.value.hint for name in ARCHITECTURES)
+    assert all(name in refused.value.hint for name in TABLE)
 
 
 @pytest.mark.parametrize(

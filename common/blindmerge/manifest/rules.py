@@ -1,0 +1,154 @@
+"""Rules of an architecture, and the manifest that they make of a checkpoint's tensors.
+
+An architecture is what comes before its layers, the layers, and a head. Rules name groups of
+linear layers and, by a pattern, what is averaged; a tensor that no rule names is an error.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from blindmerge.errors import CheckpointInvalid, UnknownTensor
+from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows, Task
+
+__all__ = ["Architecture", "GroupRule", "Part", "Shapes", "manifest_of", "sequences", "tokens"]
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRule:
+    """Layers of a part with a common input; names are relative to the part's path.
+
+    optional: a model may come without them.
+    """
+
+    name: str
+    rows: Rows
+    layers: tuple[str, ...]
+    optional: bool = False
+
+
+def tokens(name: str, *layers: str) -> GroupRule:
+    """Layers called with all tokens; the layer `name` itself if no others are given."""
+    return GroupRule(name, "tokens", layers or (name,))
+
+
+def sequences(*names: str) -> tuple[GroupRule, ...]:
+    """Layers of a head, one after another, called with one row per text."""
+    return tuple(GroupRule(name, "sequences", (name,)) for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a part's tensors are, and their rules.
+
+    path: what their names begin with.   mean: pattern of the names after it that are averaged.
+    """
+
+    path: str
+    groups: tuple[GroupRule, ...] = ()
+    mean: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The rules of one class of models.
+
+    first: embeddings, and all else that is needed before the first layer.
+    layers: its path is that of the list of layers; the rules are those of each of them.
+    """
+
+    task: Task
+    first: Part
+    layers: Part
+    head: Part
+
+    def for_words(self, *names: str) -> "Architecture":
+        """The same layers under the head of a tagger: `names`, called with all tokens."""
+        head = Part("", tuple(tokens(name) for name in names))
+        return replace(self, task="token-classification", head=head)
+
+
+def manifest_of(name: str, rules: Architecture, shapes: Shapes) -> Manifest:
+    """The manifest of a checkpoint of the class `name`.
+
+    Raises CheckpointInvalid for a missing or empty tensor or layers of a group that differ, and
+    UnknownTensor if a tensor has no rule.
+    """
+    empty = sorted(tensor for tensor, shape in shapes.items() if 0 in shape)
+    if empty:
+        raise CheckpointInvalid(f"the tensor '{empty[0]}' is empty: {list(shapes[empty[0]])}")
+    paths = _layers(rules.layers.path, shapes)
+    first = _block("embeddings", rules.first, shapes)
+    blocks = (
+        first.model_copy(update={"groups": ()}),
+        # A block of its own: embeddings are merged when their projection is regressed.
+        *(Block(name=g.name, module=paths[0], groups=(g,), means=()) for g in first.groups),
+        *(_block(path, replace(rules.layers, path=path), shapes, module=path) for path in paths),
+        _block("head", rules.head, shapes),
+    )
+    manifest = Manifest(architecture=name, blocks=blocks)
+    _check_all_known(manifest, shapes)
+    return manifest
+
+
+def _check_all_known(manifest: Manifest, shapes: Shapes) -> None:
+    unknown = sorted(shapes.keys() - manifest.shapes.keys())
+    if unknown:
+        raise UnknownTensor(
+            f"no rule for the tensor '{unknown[0]}' {list(shapes[unknown[0]])} of a "
+            f"{manifest.architecture}"
+            + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
+            hint="`blindmerge inspect MODEL` shows the rules of a supported model",
+        )
+
+
+def _layers(path: str, shapes: Shapes) -> Sequence[str]:
+    layer = re.compile(re.escape(path) + r"\.(\d+)\.")
+    count = len({match[1] for name in shapes if (match := layer.match(name))})
+    if count == 0:
+        raise CheckpointInvalid(f"the layers '{path}.*' are missing from the checkpoint")
+    return [f"{path}.{index}" for index in range(count)]
+
+
+def _block(name: str, part: Part, shapes: Shapes, module: str = "") -> Block:
+    prefix = f"{part.path}." if part.path else ""
+    pattern = re.compile(re.escape(prefix) + f"({part.mean})")
+    means = tuple(
+        Mean(name=tensor, shape=shapes[tensor])
+        for tensor in sorted(shapes)
+        if part.mean and pattern.fullmatch(tensor)
+    )
+    if part.mean and not means:
+        raise CheckpointInvalid(
+            f"the embeddings or norms of '{name}' are missing from the checkpoint"
+        )
+    rules = [rule for rule in part.groups if _occurs(prefix, rule, shapes)]
+    groups = tuple(_group(prefix, rule, shapes) for rule in rules)
+    return Block(name=name, module=module, groups=groups, means=means)
+
+
+def _occurs(prefix: str, rule: GroupRule, shapes: Shapes) -> bool:
+    return not rule.optional or any(f"{prefix}{name}.weight" in shapes for name in rule.layers)
+
+
+def _group(prefix: str, rule: GroupRule, shapes: Shapes) -> Group:
+    layers, inputs, biases = [], set(), set()
+    for relative in rule.layers:
+        name = prefix + relative
+        shape = shapes.get(f"{name}.weight")
+        if shape is None or len(shape) != 2:
+            raise CheckpointInvalid(f"the matrix '{name}.weight' is missing from the checkpoint")
+        bias = shapes.get(f"{name}.bias")
+        if bias is not None and bias != (shape[0],):
+            raise CheckpointInvalid(f"'{name}.bias' does not fit '{name}.weight'")
+        layers.append(Linear(name=name, outputs=shape[0], bias=bias is not None))
+        inputs.add(shape[1])
+        biases.add(bias is not None)
+    if len(inputs) != 1 or len(biases) != 1:
+        raise CheckpointInvalid(
+            f"the layers of '{prefix}{rule.name}' differ in width or in having biases"
+        )
+    return Group(name=prefix + rule.name, inputs=inputs.pop(), rows=rule.rows, layers=tuple(layers))

@@ -15,62 +15,71 @@ A refusal tells the server no more than its kind, and the reason if the server i
 fault: messages about an owner's files are for the owner's own log.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from blindmerge.checkpoint import Tensors
-from blindmerge.errors import BlindmergeError, PeerInvalid
-from blindmerge.plan import Plan
+from blindmerge.errors import PeerInvalid
 from blindmerge.wire import from_wire, to_wire
+from blindmerge_client.refusal import refusal_of
 
 __all__ = ["NO_BLOCK", "OwnerLike", "courier"]
 
-_log = logging.getLogger("blindmerge.client")
 NO_BLOCK = -1
+_Plan = TypeVar("_Plan")
+_AnyPlan = TypeVar("_AnyPlan", contravariant=True)
 
 
-class OwnerLike(Protocol):
-    """What the courier asks of an owner."""
+class OwnerLike(Protocol[_AnyPlan]):
+    """What the courier asks of an owner; plans are signed where owner and server are strangers."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Who it is."""
 
     def answer(
-        self, plan: Plan, block: int | None, messages: Sequence[bytes]
+        self, plan: _AnyPlan, block: int | None, messages: Sequence[bytes]
     ) -> Mapping[str, npt.NDArray[Any]]:
         """What the owner sends, by name."""
 
-    def receive(self, plan: Plan, merged: Tensors) -> None:
+    def receive(self, plan: _AnyPlan, merged: Tensors) -> None:
         """Keeps merged tensors."""
 
-    def evaluate(self, plan: Plan) -> Mapping[str, float]:
+    def evaluate(self, plan: _AnyPlan) -> Mapping[str, float]:
         """The scores of the merged model that the owner publishes; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    plan: Plan
+class _Request(Generic[_Plan]):
+    plan: _Plan
     block: int | None
     messages: Sequence[bytes]
     merged: Tensors
 
 
-def courier(owner_of: Callable[[Context], OwnerLike]) -> ClientApp:
-    """A ClientApp for the owner that `owner_of` finds for a node's context."""
+def courier(
+    owner_of: Callable[[Context], OwnerLike[_Plan]], read_plan: Callable[[bytes], _Plan]
+) -> ClientApp:
+    """A ClientApp for the owner that `owner_of` finds for a node's context.
+
+    read_plan: `Plan.decode`, or `SignedPlan.decode` where requests hold signed plans.
+    """
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _answer(message, lambda: owner_of(context), _contribution)
+        return _guarded(
+            message, lambda: _contribution(_read(message, read_plan), owner_of(context))
+        )
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, lambda: owner_of(context), _evaluation)
+        return _guarded(message, lambda: _evaluation(_read(message, read_plan), owner_of(context)))
 
     @app.query("name")
     def name(message: Message, context: Context) -> Message:
@@ -81,7 +90,7 @@ def courier(owner_of: Callable[[Context], OwnerLike]) -> ClientApp:
     return app
 
 
-def _contribution(owner: OwnerLike, request: _Request) -> RecordDict:
+def _contribution(request: _Request[_Plan], owner: OwnerLike[_Plan]) -> RecordDict:
     if request.merged:
         owner.receive(request.plan, request.merged)
     answer = owner.answer(request.plan, request.block, request.messages)
@@ -89,21 +98,9 @@ def _contribution(owner: OwnerLike, request: _Request) -> RecordDict:
     return RecordDict({"answer": ArrayRecord(arrays)})
 
 
-def _evaluation(owner: OwnerLike, request: _Request) -> RecordDict:
+def _evaluation(request: _Request[_Plan], owner: OwnerLike[_Plan]) -> RecordDict:
     owner.receive(request.plan, request.merged)
     return RecordDict({"scores": MetricRecord(dict(owner.evaluate(request.plan)))})
-
-
-def _answer(
-    message: Message,
-    find_owner: Callable[[], OwnerLike],
-    handle: Callable[[OwnerLike, _Request], RecordDict],
-) -> Message:
-    def content() -> RecordDict:
-        request = _read(message)
-        return handle(find_owner(), request)
-
-    return _guarded(message, content)
 
 
 def _guarded(message: Message, make: Callable[[], RecordDict]) -> Message:
@@ -111,22 +108,13 @@ def _guarded(message: Message, make: Callable[[], RecordDict]) -> Message:
         content = make()
     except Exception as error:
         # Everything: Flower would send the text of an unknown exception to the server.
-        content = RecordDict({"refusal": _refusal(error)})
+        refusal = refusal_of(error)
+        record = ConfigRecord({"kind": refusal.kind, "reason": refusal.reason})
+        content = RecordDict({"refusal": record})
     return Message(content, reply_to=message)
 
 
-def _refusal(error: Exception) -> ConfigRecord:
-    if isinstance(error, BlindmergeError):
-        kind = type(error).__name__
-        _log.error("%s: %s %s", kind, error.message, error.hint)
-    else:
-        kind = "InternalError"
-        _log.error("unexpected error", exc_info=error)
-    reason = str(error) if isinstance(error, PeerInvalid) else "see the owner's log"
-    return ConfigRecord({"kind": kind, "reason": reason})
-
-
-def _read(message: Message) -> _Request:
+def _read(message: Message, read_plan: Callable[[bytes], _Plan]) -> _Request[_Plan]:
     """Raises PeerInvalid if it is no request."""
     if not message.has_content():
         raise PeerInvalid("the request is empty")
@@ -143,5 +131,4 @@ def _read(message: Message) -> _Request:
         name: from_wire(array.dtype, array.shape, array.stype, array.data)
         for name, array in merged.items()
     }
-    plan = Plan.decode(encoded)
-    return _Request(plan, None if block == NO_BLOCK else block, said, tensors)
+    return _Request(read_plan(encoded), None if block == NO_BLOCK else block, said, tensors)

@@ -32,7 +32,7 @@ __all__ = ["app", "main"]
 
 # The sides that have commands: modules with a function `register(app)`. They are named, not
 # imported, since this package must not depend on them.
-_SIDES = ("blindmerge_server.cli",)
+_SIDES = ("blindmerge_server.cli", "blindmerge_client.cli")
 
 # Set before torch, tokenizers, Ray or Flower are loaded. Nothing may wait for the internet, and
 # two threads that spin for each other are slow on a busy machine.

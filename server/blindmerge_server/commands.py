@@ -107,3 +107,54 @@ def run(folder: Folder) -> None:
     from blindmerge_server.superlink import serve
 
     serve(Home(folder), lambda line: print(line, flush=True))
+
+
+@server.command("merge")
+def merge(folder: Folder, job: JobFile) -> None:
+    """Run a job, or what is left of it, with the owners that are connected."""
+    from rich.console import Console
+
+    from blindmerge_server.config import Home, JobSettings
+    from blindmerge_server.merging import run_merge
+    from blindmerge_server.report.job_table import render_job
+
+    home = Home(folder)
+    home.settings()
+    settings = JobSettings.read(job)
+    report = run_merge(home, settings, lambda line: print(line, flush=True))
+    render_job(report, home.jobs / settings.name, Console(highlight=False))
+
+
+@server.command("jobs")
+def jobs(folder: Folder) -> None:
+    """Every plan, and how far its job is."""
+    from blindmerge_server.config import Home
+    from blindmerge_server.planning import read_plan
+
+    home = Home(folder)
+    home.settings()
+    plans = sorted(home.plans.glob("*.plan"))
+    if not plans:
+        print("no plan yet: blindmerge server plan DIR JOB.toml")
+    for file in plans:
+        plan = read_plan(home, file.stem).plan
+        at = home.jobs / plan.job
+        state = "planned"
+        if (at / "report.json").exists():
+            state = f"done, in {at}"
+        elif at.exists():
+            state = "not finished: run `blindmerge server merge` again"
+        print(f"{plan.job}  {plan.sha256[:12]}  {plan.method.name}  {state}")
+
+
+@server.command("status")
+def status(folder: Folder) -> None:
+    """Whether the server answers, and which owners are connected."""
+    from blindmerge_server.config import Home
+    from blindmerge_server.flower_run import nodes_online
+
+    home = Home(folder)
+    online = set(nodes_online(home).values())
+    print(f"the server answers at {home.settings().connect}:{home.settings().port}")
+    for owner in home.owners():
+        print(f"  {owner.name}  {'connected' if owner.name in online else 'not connected'}")

@@ -14,7 +14,12 @@ import httpx
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import Status, SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
-from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullTaskInputRequest,
@@ -38,7 +43,7 @@ from blindmerge.errors import ResourceMissing
 from blindmerge_server.config import Home
 from blindmerge_server.superlink import access_token
 
-__all__ = ["bundle", "flower_run"]
+__all__ = ["bundle", "flower_run", "nodes_online"]
 
 _COMPONENT = "blindmerge server"
 _LOOK_FOR_TASK_S = 0.5
@@ -70,9 +75,7 @@ def flower_run(home: Home, pause: Callable[[float], None] = time.sleep) -> Itera
     address = f"{home.settings().connect}:{home.settings().port}"
     authority, secret = home.authority_file.read_bytes(), home.control()
     version = RuntimeVersionHttpInterceptor(component_name=_COMPONENT)
-    control = ControlHttpClient.from_server_address(
-        address, False, authority, [version, _Bearer(access_token(secret))]
-    )
+    control = _control(home)
     runtime = RuntimeHttpClient.from_server_address(
         address,
         False,
@@ -96,6 +99,35 @@ def flower_run(home: Home, pause: Callable[[float], None] = time.sleep) -> Itera
         control.close()
     with _grid(address, authority, token) as grid:
         yield grid
+
+
+def nodes_online(home: Home) -> dict[int, str]:
+    """Owner by node, of those that are connected; the server knows them by their keys.
+
+    Raises ResourceMissing if the server does not answer or refuses.
+    """
+    control = _control(home)
+    try:
+        nodes = control.ListNodes(ListNodesRequest()).nodes_info
+    except httpx.HTTPError as error:
+        address = f"{home.settings().connect}:{home.settings().port}"
+        raise _unreachable(home, address, error) from error
+    finally:
+        control.close()
+    return {node.node_id: node.name for node in nodes if node.status == "online"}
+
+
+def _control(home: Home) -> ControlHttpClient:
+    """The server's Control API, with the coordinator's token."""
+    return ControlHttpClient.from_server_address(
+        f"{home.settings().connect}:{home.settings().port}",
+        False,
+        home.authority_file.read_bytes(),
+        [
+            RuntimeVersionHttpInterceptor(component_name=_COMPONENT),
+            _Bearer(access_token(home.control())),
+        ],
+    )
 
 
 def _unreachable(home: Home, address: str, error: httpx.HTTPError) -> ResourceMissing:

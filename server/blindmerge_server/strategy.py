@@ -70,6 +70,7 @@ class Merge(Strategy):
     sums: `SecureSums`, or `OpenSums` if the plan has no masks. The job goes on where they are.
     record: of a job that goes on.
     on_exchange: called after each exchange with how many are done.
+    announced: what requests hold as the plan; its bytes, unless they go out signed.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class Merge(Strategy):
         sums: Sums,
         on_exchange: Callable[[int], None] = lambda _: None,
         record: JobRecord | None = None,
+        announced: bytes | None = None,
     ) -> None:
         self.plan = plan
+        self._announced = announced or plan.encode()
         self.record = record or JobRecord()
         self.record.proofs = sums.proofs
         self._base = base
@@ -183,7 +186,7 @@ class Merge(Strategy):
         for node, owner in sorted(self._asked.items()):
             request = ConfigRecord(
                 {
-                    "plan": self.plan.encode(),
+                    "plan": self._announced,
                     "block": _NO_BLOCK if block is None else block,
                     "messages": [*(self._sums.messages(exchange, owner) if exchange else ())],
                 }

@@ -20,6 +20,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from blindmerge.checkpoint import Checkpoint
+from blindmerge.plan import Plan
 from blindmerge_client.app import OwnerLike, courier
 from blindmerge_server.grid import StreamingGrid
 from blindmerge_server.strategy import Merge
@@ -73,9 +74,9 @@ def request_of(
     return _numbered(Message(RecordDict(dict(records)), dst_node_id=7, message_type=kind), "ask-1")
 
 
-def node_of(owner: OwnerLike) -> Node:
+def node_of(owner: OwnerLike[Plan]) -> Node:
     """The node of an owner that answers as the product does."""
-    app: ClientApp = courier(lambda _context: owner)
+    app: ClientApp = courier(lambda _context: owner, Plan.decode)
     return lambda request: [app(request, context_of(request.metadata.dst_node_id))]
 
 

@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from blindmerge.errors import BlindmergeError, Interrupted, ResourceMissing, TooFewOwners
+from blindmerge.plan import Plan
 from blindmerge_client.app import courier
 from blindmerge_client.data import read_examples
 from blindmerge_client.owner import Owner
@@ -80,7 +81,7 @@ def client_app(pupils: tuple[Pupil, ...]) -> ClientApp:
     def pupil_of(context: Context) -> Pupil:
         return pupils[int(context.node_config["partition-id"])]
 
-    app = courier(lambda context: _owner(pupil_of(context)))
+    app = courier(lambda context: _owner(pupil_of(context)), Plan.decode)
 
     @app.query(_FINE_TUNE)
     def fine_tune(message: Message, context: Context) -> Message:

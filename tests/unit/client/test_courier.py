@@ -59,7 +59,7 @@ class Fake:
 
 
 def ask(owner: Any, request: Message) -> Message:
-    app: ClientApp = courier(lambda _context: owner)
+    app: ClientApp = courier(lambda _context: owner, Plan.decode)
     reply = app(over_the_wire(request), context_of(7))
     assert reply.metadata.reply_to_message_id == request.metadata.message_id
     return over_the_wire(reply)
@@ -175,7 +175,7 @@ def test_a_malformed_request_reaches_nobody(content: Any, kind: str) -> None:
     def nobody(_context: Any) -> Any:
         raise AssertionError("the owner was looked for")
 
-    reply = courier(nobody)(request_of(content, kind=kind), context_of(7))
+    reply = courier(nobody, Plan.decode)(request_of(content, kind=kind), context_of(7))
     found, reason = refusal(reply)
     assert found in ("PeerInvalid", "NotCanonical")
     assert reason
@@ -288,11 +288,11 @@ def test_a_person_at_the_keyboard_is_not_an_answer(job: Job) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        courier(stopped)(asking(job, 0), context_of(7))
+        courier(stopped, Plan.decode)(asking(job, 0), context_of(7))
 
 
 def test_owners_are_found_by_their_context(job: Job) -> None:
     owners = [Fake(), Fake()]
-    app = courier(lambda context: owners[int(context.node_config["partition-id"])])
+    app = courier(lambda context: owners[int(context.node_config["partition-id"])], Plan.decode)
     app(asking(job, 0), context_of(7, **{"partition-id": 1}))
     assert [len(owner.asked) for owner in owners] == [0, 1]

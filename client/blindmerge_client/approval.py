@@ -1,0 +1,52 @@
+"""What a person needs to know before a job is approved."""
+
+import time
+from pathlib import Path
+
+from blindmerge.checkpoint import Checkpoint
+from blindmerge.errors import BlindmergeError, ConfigInvalid
+from blindmerge.identity import Roster
+from blindmerge.manifest import task_of
+from blindmerge.plan import Plan
+from blindmerge.signed_plan import SignedPlan
+from blindmerge_client.config import Home
+from blindmerge_client.data import read_examples
+from blindmerge_client.jobs import Jobs
+from blindmerge_client.policy import Question
+from blindmerge_client.statement import statement
+
+__all__ = ["read_question", "read_statement"]
+
+_PLAN_BYTES = 1 << 26
+
+
+def read_question(home: Home, file: Path) -> Question:
+    """A plan from a file, with all that the policy's rules ask about.
+
+    Raises ConfigInvalid if the file is no plan, and what reading the owner's data raises.
+    """
+    with file.open("rb") as stream:
+        data = stream.read(_PLAN_BYTES)
+    try:
+        signed = SignedPlan.decode(data)
+    except BlindmergeError as error:
+        raise ConfigInvalid(
+            f"'{file}' is no signed plan: {error.message}",
+            hint="ask the coordinator for the file that `blindmerge server plan` wrote",
+        ) from error
+    client = home.client()
+    client.check(home.client_file)
+    base = Checkpoint(client.base)
+    train = read_examples(client.train, base.labels, task_of(base.architecture))
+    others = Jobs(home.jobs).others(signed.plan, train.sha256)
+    return Question(signed, _roster(home), len(train), others, int(time.time()))
+
+
+def read_statement(home: Home, plan: Plan) -> tuple[str, ...]:
+    """What will leave the machine, in plain words."""
+    return statement(plan, _roster(home), home.client().test is not None)
+
+
+def _roster(home: Home) -> Roster | None:
+    pinned = home.policy().roster
+    return home.roster(pinned) if pinned else None

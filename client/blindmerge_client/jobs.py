@@ -1,0 +1,148 @@
+"""The jobs of an owner on disk: what was asked, what a person said, how far it is.
+
+One folder per job, named by the hash of its plan: `plan` holds the signed plan, `state.json` the
+rest; the session keeps its own files beside them. Every change is made under a lock, so the
+gateway and the commands may run at the same time.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from blindmerge.errors import ConfigInvalid, ResourceMissing
+from blindmerge.files import replacing
+from blindmerge.plan import Plan
+from blindmerge.signed_plan import SignedPlan
+
+__all__ = ["Job", "Jobs", "State"]
+
+State: TypeAlias = Literal["asked", "approved", "refused", "running", "done", "accepted", "kept"]
+
+_NEXT: Mapping[State, tuple[State, ...]] = {
+    "asked": ("approved", "refused"),
+    "approved": ("running", "refused"),
+    "running": ("done", "refused"),
+    "refused": ("approved",),
+    "done": ("accepted", "kept"),
+    "accepted": ("kept",),
+    "kept": ("accepted",),
+}
+_USED: tuple[State, ...] = ("running", "done", "accepted", "kept")
+"""Something was sent, perhaps: these count against `max_jobs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job. dataset: hash of the training examples.   since: Unix time of the last change."""
+
+    signed: SignedPlan
+    state: State
+    dataset: str
+    since: int
+
+    @property
+    def plan(self) -> Plan:
+        """What the job is."""
+        return self.signed.plan
+
+
+class Jobs:
+    """All jobs in a folder, which is made if it is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def all(self) -> tuple[Job, ...]:
+        """Every job, the latest change last."""
+        plans = sorted(self.folder.glob("*/plan"))
+        return tuple(sorted((self._read(path.parent) for path in plans), key=lambda j: j.since))
+
+    def others(self, plan: Plan, dataset: str) -> int:
+        """How many other jobs these examples were used for."""
+        return sum(
+            job.dataset == dataset and job.state in _USED and job.plan.sha256 != plan.sha256
+            for job in self.all()
+        )
+
+    def ask(self, signed: SignedPlan, dataset: str) -> Job:
+        """The job of this plan; a new one is stored as `asked`."""
+        folder = self.folder / signed.plan.sha256
+        with self._locked():
+            if not (folder / "plan").exists():
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._write(folder, Job(signed, "asked", dataset, int(time.time())))
+                with replacing(folder / "plan") as temporary:
+                    temporary.write_bytes(signed.encode())
+            return self._read(folder)
+
+    def move(self, plan: Plan, state: State) -> Job:
+        """The job in its new state.   Raises ConfigInvalid if it cannot get there."""
+        folder = self.folder / plan.sha256
+        with self._locked():
+            job = self._read(folder)
+            if state not in _NEXT[job.state]:
+                raise ConfigInvalid(
+                    f"job '{plan.job}' is {job.state}, so it cannot become {state}",
+                    hint="see `blindmerge client jobs`",
+                )
+            moved = Job(job.signed, state, job.dataset, int(time.time()))
+            self._write(folder, moved)
+            return moved
+
+    def find(self, name: str | None, *states: State) -> Job:
+        """The one job in these states with this name, or whose hash begins so.
+
+        name: None if there is only one such job.   Raises ConfigInvalid unless one fits.
+        """
+        fitting = [
+            job
+            for job in self.all()
+            if job.state in states
+            and (name is None or name == job.plan.job or job.plan.sha256.startswith(name))
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        named = f" '{name}'" if name else ""
+        raise ConfigInvalid(
+            f"{len(fitting) or 'no'} jobs{named} are {' or '.join(states)}",
+            hint="`blindmerge client jobs` shows them all; name one, or begin its hash",
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _write(self, folder: Path, job: Job) -> None:
+        with replacing(folder / "state.json") as temporary:
+            content = {"state": job.state, "dataset": job.dataset, "since": job.since}
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    def _read(self, folder: Path) -> Job:
+        try:
+            signed = SignedPlan.decode((folder / "plan").read_bytes())
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            job = Job(signed, state["state"], state["dataset"], state["since"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(folder) from error
+        if job.state not in get_args(State) or signed.plan.sha256 != folder.name:
+            raise _damaged(folder)
+        return job
+
+
+def _damaged(folder: Path) -> ResourceMissing:
+    return ResourceMissing(
+        f"the state of the job in '{folder}' is damaged",
+        hint="restore it from a backup; without it nothing is known of what was sent",
+    )

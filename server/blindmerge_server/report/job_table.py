@@ -1,0 +1,40 @@
+"""The report of a job over the network as a page for the terminal, 80 columns wide."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from blindmerge_server.report.job_report import JobReport
+from blindmerge_server.report.wording import duration, size
+
+__all__ = ["render_job"]
+
+_WIDTH = 80
+
+
+def render_job(report: JobReport, folder: Path, console: Console) -> None:
+    """Prints who was in the sums, what was sent and where the results are.   folder: theirs."""
+    width = min(console.width, _WIDTH)
+    console.print(f"\n[bold]{report.job}[/]: {report.method['name']}")
+    console.print(f"[bold green]{report.protection}[/]\n", width=width)
+    table = Table(box=None, pad_edge=False)
+    for column in ("owner", "sent", "accuracy", "F1", ""):
+        table.add_column(
+            column, justify="right" if column in ("sent", "accuracy", "F1") else "left"
+        )
+    for owner in report.owners:
+        scores = [
+            f"{100 * owner.published[name]:.1f} %" if name in owner.published else "-"
+            for name in ("accuracy", "f1")
+        ]
+        table.add_row(owner.name, size(owner.bytes_sent), *scores, owner.missing or "in every sum")
+    console.print(table, width=width)
+    fallbacks = sum(layer.fallback is not None for layer in report.layers)
+    console.print(
+        f"\n{len(report.sums)} sum(s), {len(report.layers)} groups of layers solved", end=""
+    )
+    console.print(f", {fallbacks} of them averaged" if fallbacks else "")
+    console.print(f"took {duration(report.seconds)}")
+    for what in ("merged", "report.json", "transcripts"):
+        console.print(f"  {folder / what}", soft_wrap=True)

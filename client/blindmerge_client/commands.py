@@ -82,7 +82,8 @@ def gateway(folder: Folder) -> None:
 
     home = Home(folder)
     log_to_file(home)
-    serve_gateway(Guard(home, _say), home.client().socket)
+    client = home.client()
+    serve_gateway(Guard(home, _say), client.socket, client.socket_group)
 
 
 @policy.command("check")

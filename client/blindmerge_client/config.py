@@ -106,7 +106,12 @@ class Client(BaseModel):
     socket: FilePath = Field(
         default=Path("gateway.sock"),
         validate_default=True,
-        description="where the gateway listens; nobody else may read its folder",
+        description="where the gateway listens; nobody else may write to its folder",
+    )
+    socket_group: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a Unix group that may use the socket, for a node that is another user",
     )
 
     def check(self, file: Path) -> None:

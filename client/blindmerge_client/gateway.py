@@ -12,6 +12,7 @@ request goes through the guard. It stays up, so the model is loaded once.
 
 import asyncio
 import fcntl
+import grp
 import os
 import socket
 import stat
@@ -97,12 +98,13 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def serve_gateway(guard: Guard, path: Path) -> None:
+def serve_gateway(guard: Guard, path: Path, group: str | None = None) -> None:
     """Serves at the Unix socket `path` until SIGTERM or Ctrl-C.
 
+    group: of Unix, whose members may use the socket; None: nobody but this user.
     Raises ConfigInvalid if others may open the socket, or another gateway listens there.
     """
-    with _listening(path) as listener:
+    with _listening(path, group) as listener:
         config = uvicorn.Config(
             create_app(guard), log_config=None, timeout_graceful_shutdown=_SHUTDOWN_S
         )
@@ -111,8 +113,8 @@ def serve_gateway(guard: Guard, path: Path) -> None:
 
 
 @contextmanager
-def _listening(path: Path) -> Iterator[socket.socket]:
-    """A socket that only this user may connect to; it goes with the block."""
+def _listening(path: Path, group: str | None) -> Iterator[socket.socket]:
+    """A socket that only this user may connect to, and the group; it goes with the block."""
     _check_folder(path.parent)
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -125,6 +127,8 @@ def _listening(path: Path) -> Iterator[socket.socket]:
             ) from error
         path.unlink(missing_ok=True)  # of a gateway that was killed
         _bind(listener, path)
+        if group is not None:
+            _open_to(group, path)
         yield listener
         path.unlink(missing_ok=True)
     finally:
@@ -143,6 +147,19 @@ def _bind(listener: socket.socket, path: Path) -> None:
         ) from error
     finally:
         os.umask(before)
+
+
+def _open_to(group: str, path: Path) -> None:
+    """Lets a group use the socket.   Raises ConfigInvalid unless this user is a member."""
+    try:
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    except (KeyError, PermissionError) as error:
+        why = "there is no such group" if isinstance(error, KeyError) else "you are no member"
+        raise ConfigInvalid(
+            f"the group '{group}' cannot be given the gateway's socket: {why}",
+            hint="set another `socket_group` in client.toml, or make the group",
+        ) from error
+    path.chmod(0o660)
 
 
 def _check_folder(folder: Path) -> None:

@@ -44,6 +44,10 @@ ca = "ca.crt"
 
 # Where the gateway listens. Only you may write to its folder.
 socket = "gateway.sock"
+
+# Only you may use the socket; with this line a group may, so that `blindmerge client node` can be
+# another user than `blindmerge client gateway`, one who cannot read anything here.
+# socket_group = "blindmerge"
 """
 
 _POLICY = """\

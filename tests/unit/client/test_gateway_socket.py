@@ -1,0 +1,41 @@
+"""Who may use the gateway's socket."""
+
+import grp
+import os
+from pathlib import Path
+
+import pytest
+
+from blindmerge.errors import ConfigInvalid
+from blindmerge_client.gateway import _listening
+
+
+def test_nobody_else_may_use_the_socket(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sock"
+    with _listening(path, None):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert not path.exists()
+
+
+def test_a_named_group_may_use_the_socket(tmp_path: Path) -> None:
+    path, mine = tmp_path / "gateway.sock", grp.getgrgid(os.getgid())
+    with _listening(path, mine.gr_name):
+        assert path.stat().st_mode & 0o777 == 0o660
+        assert path.stat().st_gid == mine.gr_gid
+
+
+def test_an_unknown_group_is_refused_by_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigInvalid, match=r"'no-such-group'.*there is no such group"),
+        _listening(tmp_path / "gateway.sock", "no-such-group"),
+    ):
+        pass
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with (
+        pytest.raises(ConfigInvalid, match="others may write"),
+        _listening(tmp_path / "gateway.sock", None),
+    ):
+        pass

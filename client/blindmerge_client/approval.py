@@ -6,7 +6,6 @@ from pathlib import Path
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import BlindmergeError, ConfigInvalid
 from blindmerge.identity import Roster
-from blindmerge.manifest import task_of
 from blindmerge.plan import Plan
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Home
@@ -37,7 +36,7 @@ def read_question(home: Home, file: Path) -> Question:
     client = home.client()
     client.check(home.client_file)
     base = Checkpoint(client.base)
-    train = read_examples(client.train, base.labels, task_of(base.architecture))
+    train = read_examples(client.train, base.labels, base.task)
     others = Jobs(home.jobs).others(signed.plan, train.sha256)
     return Question(signed, _roster(home), len(train), others, int(time.time()))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from blindmerge_client.data import Text
+from blindmerge_client.tasks import Text
 
 __all__ = ["Batch", "Tokens", "batches", "pad", "spread", "tokenize"]
 

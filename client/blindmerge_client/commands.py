@@ -165,6 +165,7 @@ def refuse(folder: Folder, job: JobName = None) -> None:
 @client.command("evaluate")
 def evaluate(folder: Folder, job: JobName = None) -> None:
     """Compare the merged model of a job with your own, on your validation data."""
+    from blindmerge.tasks import METRICS
     from blindmerge_client.config import Home
     from blindmerge_client.jobs import Jobs
     from blindmerge_client.verdict import compare
@@ -173,10 +174,11 @@ def evaluate(folder: Folder, job: JobName = None) -> None:
     found = Jobs(home.jobs).find(job, "done", "accepted", "kept")
     comparison = compare(home, found.plan)
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "accuracy", "F1"):
+    metrics = METRICS[found.plan.task]
+    for column in ("model", *(metric.name for metric in metrics)):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, scores in (("your own", comparison.own), ("merged", comparison.merged)):
-        table.add_row(name, f"{100 * scores.accuracy:.1f} %", f"{100 * scores.f1:.1f} %")
+        table.add_row(name, *(metric.shown(scores.metrics[metric.id]) for metric in metrics))
     console = Console(width=_WIDTH, highlight=False)
     console.print(table)
     console.print(f"\n{comparison.examples} validation examples\nmerged model: {comparison.folder}")

@@ -31,23 +31,23 @@ from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import CheckpointInvalid, DataInvalid, NotFinite
 from blindmerge.files import replacing
-from blindmerge.manifest import ARCHITECTURES, Task, task_of
+from blindmerge.manifest import ARCHITECTURES, task_of
+from blindmerge.tasks import Task
 from blindmerge_client.batches import Tokens, pad, spread, tokenize
-from blindmerge_client.data import Examples, Label
+from blindmerge_client.data import Examples
 from blindmerge_client.models import (
-    HEADS,
     check_max_length,
     has_bfloat16,
+    head_classes,
     load_encoder,
     load_model,
     load_tokenizer,
     quiet,
 )
 from blindmerge_client.options import TrainingOptions
+from blindmerge_client.tasks import TASKS, Target
 
 __all__ = ["TrainingOptions", "cached_finetune", "finetune", "finetune_key", "prepare_base"]
-
-_IGNORED = -100  # torch's label for what has no part in the loss
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -64,7 +64,7 @@ def prepare_base(
     Raises CheckpointInvalid, with a hint, if `source` cannot serve.
     """
     config = _read_config(source)
-    tokenizer = load_tokenizer(source, HEADS[task].tokenizer)
+    tokenizer = load_tokenizer(source, TASKS[task].head.tokenizer)
     if _has_head(source, config, task):
         _check_labels(source, labels)
         model = load_model(source)
@@ -99,18 +99,20 @@ def finetune(
     examples = _used(examples, options)
     model, tokenizer = load_model(base), load_tokenizer(base)
     labels = len(checkpoint.labels)
-    if not examples or not examples.fit(task_of(checkpoint.architecture), labels):
+    if not examples or not examples.fit(checkpoint.task, labels):
         raise DataInvalid(f"the examples do not fit the {labels} labels of '{base}'")
     rows = tokenize(tokenizer, examples.texts, options.max_length)
+    task = TASKS[checkpoint.task]
     dataset = [
-        _Row(row, _target(row, label)) for row, label in zip(rows, examples.labels, strict=True)
+        _Row(row, task.target(row.words, label))
+        for row, label in zip(rows, examples.labels, strict=True)
     ]
     with replacing(out) as temporary, _own_randomness(), quiet():
         trainer = _Trainer(
             model=model,
             args=_arguments(options, temporary),
             train_dataset=dataset,
-            data_collator=lambda batch: _collate(tokenizer, batch),
+            data_collator=lambda batch: _collate(tokenizer, batch, task.padding),
             callbacks=[_Report(progress)] if progress else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -169,7 +171,7 @@ def cached_finetune(
 @dataclass(frozen=True, slots=True)
 class _Row:
     tokens: Tokens
-    target: int | list[int]
+    target: Target
 
 
 class _Trainer(Trainer):
@@ -244,19 +246,14 @@ def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
     )
 
 
-def _target(tokens: Tokens, label: Label) -> int | list[int]:
-    """The label of a text, or of each token: its word's at the first one, else none."""
-    if isinstance(label, int):
-        return label
-    return [_IGNORED if word < 0 else label[word] for word in tokens.words or ()]
-
-
-def _collate(tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Row]) -> dict[str, torch.Tensor]:
+def _collate(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Row], padding: int | None
+) -> dict[str, torch.Tensor]:
     inputs = pad(tokenizer, [row.tokens for row in batch])
-    by_token = [row.target for row in batch if isinstance(row.target, list)]
-    if by_token:
-        return inputs | {"labels": spread(by_token, inputs, _IGNORED)}
-    return inputs | {"labels": torch.tensor([row.target for row in batch])}
+    targets: list[Any] = [row.target for row in batch]
+    if padding is None:
+        return inputs | {"labels": torch.tensor(targets)}
+    return inputs | {"labels": spread(targets, inputs, padding)}
 
 
 @contextmanager
@@ -295,7 +292,7 @@ def _read_config(source: Path) -> dict[str, Any]:
 def _has_head(source: Path, config: Mapping[str, Any], task: Task) -> bool:
     """Whether `source` is a classifier already, and not an encoder that needs a head."""
     model_type = str(config.get("model_type"))
-    classes = HEADS[task].classes
+    classes = head_classes(task)
     if classes.get(model_type) not in ARCHITECTURES:
         known = sorted(kind for kind in classes if classes[kind] in ARCHITECTURES)
         raise CheckpointInvalid(
@@ -303,9 +300,10 @@ def _has_head(source: Path, config: Mapping[str, Any], task: Task) -> bool:
             hint=f"supported types: {', '.join(known)}",
         )
     found = [each for each in config.get("architectures") or () if each in ARCHITECTURES]
-    if found and task_of(found[0]) != task:
+    if found and task_of(found[0], config) != task:
         raise CheckpointInvalid(
-            f"'{source}' has a head for the task '{task_of(found[0])}', the job is '{task}'",
+            f"'{source}' has a head for the task '{task_of(found[0], config)}', "
+            f"the job is '{task}'",
             hint="give the encoder without a head",
         )
     return bool(found)

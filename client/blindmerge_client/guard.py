@@ -16,7 +16,6 @@ import numpy.typing as npt
 from blindmerge.checkpoint import Checkpoint, Tensors
 from blindmerge.errors import ApprovalNeeded, PolicyRefused
 from blindmerge.identity import Roster
-from blindmerge.manifest import task_of
 from blindmerge.plan import Plan
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Home, Policy
@@ -127,7 +126,7 @@ class Guard:
         return self._owner
 
     def _examples(self, path: Path) -> Examples:
-        return read_examples(path, self._base.labels, task_of(self._base.architecture))
+        return read_examples(path, self._base.labels, self._base.task)
 
 
 def _step(plan: Plan, block: int | None, messages: Sequence[bytes]) -> str:

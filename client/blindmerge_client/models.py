@@ -2,30 +2,25 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid
-from blindmerge.manifest import Task, describe, task_of
+from blindmerge.manifest import describe
+from blindmerge.tasks import Task
+from blindmerge_client.tasks import TASKS
 
 __all__ = [
-    "HEADS",
-    "Head",
+    "auto_class",
     "check_max_length",
     "has_bfloat16",
+    "head_classes",
     "load_encoder",
     "load_model",
     "load_tokenizer",
@@ -34,38 +29,6 @@ __all__ = [
 
 # One of these sets of files makes a tokenizer; transformers would invent one without them.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """How transformers puts a task's head on an encoder.
-
-    auto: loads a model with it.   classes: name of that model's class by type of encoder.
-    config: what the model's config gets beside the labels.
-    tokenizer: how a tokenizer must be set, where it knows of such a thing.
-    """
-
-    auto: Any
-    classes: Mapping[str, str]
-    config: Mapping[str, str]
-    tokenizer: Mapping[str, bool]
-
-
-HEADS: Mapping[Task, Head] = {
-    "single-label": Head(
-        auto=AutoModelForSequenceClassification,
-        classes=modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        config={"problem_type": "single_label_classification"},
-        tokenizer={},
-    ),
-    "token-classification": Head(
-        auto=AutoModelForTokenClassification,
-        classes=modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-        config={},
-        # To a byte-level tokenizer, RoBERTa's, a word is another token after a space.
-        tokenizer={"add_prefix_space": True},
-    ),
-}
 
 
 @contextmanager
@@ -91,13 +54,23 @@ def has_bfloat16() -> bool:
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def auto_class(task: Task) -> Any:
+    """The class of transformers that loads models for a task."""
+    return getattr(transformers, TASKS[task].head.auto)
+
+
+def head_classes(task: Task) -> Mapping[str, str]:
+    """The name of the class with the task's head, by type of encoder."""
+    classes: Mapping[str, str] = getattr(modeling_auto, TASKS[task].head.classes)
+    return classes
+
+
 def load_model(path: Path) -> PreTrainedModel:
-    """The classifier of texts or words in a checkpoint folder, in float32, for evaluation.
+    """The model in a checkpoint folder with its task's head, in float32, for evaluation.
 
     Raises CheckpointInvalid if it is none, cannot be read or lacks a tensor.
     """
-    head = HEADS[task_of(Checkpoint(path).architecture)]
-    model, missing = _load(path, head, {})
+    model, missing = _load(path, Checkpoint(path).task, {})
     _check_none_missing(path, missing)
     return model
 
@@ -113,8 +86,7 @@ def load_encoder(path: Path, labels: Sequence[str], task: Task) -> PreTrainedMod
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-    head = HEADS[task]
-    model, missing = _load(path, head, {**names, **head.config})
+    model, missing = _load(path, task, {**names, **TASKS[task].head.config})
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # Encoders come with or without a pooler, which is part of the head here.
     new = describe(type(model).__name__, shapes).blocks[-1].shapes
@@ -164,11 +136,11 @@ def check_max_length(path: Path, max_length: int) -> None:
         )
 
 
-def _load(path: Path, head: Head, config: Mapping[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+def _load(path: Path, task: Task, config: Mapping[str, Any]) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of its tensors that the folder does not have."""
     try:
         with quiet():
-            model, loading = head.auto.from_pretrained(
+            model, loading = auto_class(task).from_pretrained(
                 path,
                 local_files_only=True,
                 use_safetensors=True,  # a pickle could run code

@@ -88,4 +88,4 @@ class Owner:
             return {}
         logits = predict(merged, self._test.texts, plan.max_length)
         scores = score(plan.task, logits, self._test, plan.labels)
-        return {"accuracy": scores.accuracy, "f1": scores.f1, "examples": scores.examples}
+        return {**scores.metrics, "examples": scores.examples}

@@ -29,8 +29,8 @@ from blindmerge_client.collect.gram import (
     collect_merged_grams,
 )
 from blindmerge_client.collect.runner import BlockRunner
-from blindmerge_client.data import Text
 from blindmerge_client.models import check_max_length, load_model, load_tokenizer
+from blindmerge_client.tasks import Text
 
 __all__ = ["Session"]
 

@@ -19,8 +19,9 @@ from safetensors.numpy import load, save
 from blindmerge import canonical
 from blindmerge.errors import CheckpointInvalid, NotFinite, SchemaMismatch
 from blindmerge.files import replacing
-from blindmerge.manifest import Block, Manifest, describe
+from blindmerge.manifest import Block, Manifest, describe, task_of
 from blindmerge.statistic import Array
+from blindmerge.tasks import Task
 
 __all__ = ["Checkpoint", "CheckpointWriter", "Tensors", "check_fine_tuned"]
 
@@ -101,6 +102,11 @@ class Checkpoint:
                     f"tensor '{name}' in '{file}' is {dtype}",
                     hint=f"save the model as one of: {', '.join(sorted(_DTYPES))}",
                 )
+
+    @property
+    def task(self) -> Task:
+        """What the model does.   Raises CheckpointInvalid if there are no rules for its class."""
+        return task_of(self.architecture, self.config)
 
     @property
     def manifest(self) -> Manifest:

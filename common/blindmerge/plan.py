@@ -5,7 +5,6 @@ every contribution follows from the plan alone, never from data.
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
@@ -14,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -22,12 +20,13 @@ from blindmerge import canonical
 from blindmerge.encoding import Bits, Layout
 from blindmerge.errors import PeerInvalid, SchemaMismatch, TooFewOwners
 from blindmerge.identity import Roster
-from blindmerge.manifest import ARCHITECTURES, Block, Manifest, Task
+from blindmerge.manifest import ARCHITECTURES, Block, Manifest
 from blindmerge.merge import AnyMethod
 from blindmerge.secagg.manifest import LEAST_OWNERS, SumManifest, Thresholds
 from blindmerge.secagg.masks import Prg
+from blindmerge.tasks import Task, check_labels
 
-__all__ = ["Masks", "Plan", "are_tags"]
+__all__ = ["Masks", "Plan"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -61,17 +60,12 @@ class Masks(BaseModel):
         return cls(roster=roster.sha256.hex(), thresholds=thresholds, bits=bits)
 
 
-def are_tags(labels: Sequence[str]) -> bool:
-    """Whether labels are BIO tags: `O` and others, each `B-` or `I-` with the name of a type."""
-    return "O" in labels and all(re.fullmatch(r"O|[BI]-.+", label) for label in labels)
-
-
 class Plan(BaseModel):
     """What a job is.
 
     job: its id.   base: content hash of the base checkpoint (`Checkpoint.sha256`).
     manifest: every tensor and its rule.   task: what the model does.
-    labels: in the order of the head's outputs; tags for words (`are_tags`).
+    labels: in the order of the head's outputs, as the task has them (`check_labels`).
     method: the merge method with its options.
     examples: at most so many of an owner's training examples enter its statistics.
     max_length: tokens after which a text is cut.
@@ -84,26 +78,21 @@ class Plan(BaseModel):
     base: Sha256
     manifest: Manifest
     task: Task = "single-label"
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    labels: tuple[str, ...]
     method: AnyMethod
     examples: Annotated[int, Field(ge=1)]
     max_length: Annotated[int, Field(ge=1)]
     masks: Masks | Literal["off"]
 
-    @field_validator("labels")
-    @classmethod
-    def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(labels)) != len(labels):
-            raise ValueError("a label occurs twice")
-        return labels
-
     @model_validator(mode="after")
     def _task_fits(self) -> "Plan":
         rules = ARCHITECTURES.get(self.manifest.architecture)
-        if rules is None or rules.task != self.task:
+        if rules is None or self.task not in rules.tasks:
             raise ValueError("the model is not one for the task")
-        if self.task == "token-classification" and not are_tags(self.labels):
-            raise ValueError("the labels of words are not O, B-x and I-x")
+        try:
+            check_labels(self.task, self.labels)
+        except ValueError as error:
+            raise ValueError(f"labels: {error}") from None
         return self
 
     @cached_property

@@ -6,7 +6,6 @@ from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import BlindmergeError, ConfigInvalid
 from blindmerge.files import replacing
 from blindmerge.identity import Roster
-from blindmerge.manifest import task_of
 from blindmerge.plan import Masks, Plan
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_server.config import Home, JobSettings
@@ -31,7 +30,7 @@ def make_plan(job: JobSettings, roster: Roster) -> Plan:
             job=job.name,
             base=base.sha256,
             manifest=base.manifest,
-            task=task_of(base.architecture),
+            task=base.task,
             labels=base.labels,
             method=job.method,
             examples=job.examples,

@@ -29,15 +29,16 @@ import torch
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
-from blindmerge.manifest import Task
 from blindmerge.merge import AnyMethod, Average, Fisher, Progressive, RegMean, RegMeanPlusPlus
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array
+from blindmerge.tasks import METRICS, Task
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import TrainingOptions, cached_finetune, prepare_base
-from blindmerge_client.predict import ensemble, predict_all
-from blindmerge_client.scores import F1_NAMES, score
+from blindmerge_client.predict import predict_all
+from blindmerge_client.scores import score
 from blindmerge_client.session import Session
+from blindmerge_client.tasks import TASKS
 from blindmerge_server.simulate.embedded import embedded_folder
 
 SEEDS = (0, 1, 2)
@@ -257,7 +258,7 @@ def apply(suite: Suite, checkpoint: Path, sets: Mapping[str, Examples]) -> dict[
 def over(suite: Suite, sets: Mapping[str, Examples], predictions: Mapping[str, Array]) -> Score:
     """The means over the domains of `sets`."""
     found = [score(suite.task, predictions[d], sets[d], suite.labels) for d in sets]
-    return Score(mean(f.accuracy for f in found), mean(f.f1 for f in found))
+    return Score(mean(f.metrics["accuracy"] for f in found), mean(f.metrics["f1"] for f in found))
 
 
 def on_validation(suite: Suite, merged: Mapping[str, list[Path]]) -> dict[str, list[Score]]:
@@ -274,7 +275,8 @@ def on_test(suite: Suite, models: Models, chosen: Mapping[str, Path]) -> dict[st
     everything = suite.test | suite.elsewhere
     own = {domain: apply(suite, path, everything) for domain, path in models.own.items()}
     together = {
-        domain: ensemble([logits[domain] for logits in own.values()]) for domain in everything
+        domain: TASKS[suite.task].combine([logits[domain] for logits in own.values()])
+        for domain in everything
     }
     systems = {
         **{method: apply(suite, path, everything) for method, path in chosen.items()},
@@ -362,7 +364,7 @@ def record(
     return {
         "suite": suite.name,
         "task": suite.task,
-        "f1": F1_NAMES[suite.task],
+        "f1": METRICS[suite.task][1].name,
         "seeds": SEEDS,
         "statistics": settings.statistics,
         "training": settings.training.model_dump(mode="json"),

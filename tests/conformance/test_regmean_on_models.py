@@ -14,9 +14,10 @@ from transformers import (
 )
 
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
-from blindmerge.manifest import Group, Task
+from blindmerge.manifest import Group
 from blindmerge.merge import RegMean
 from blindmerge.statistic import Array
+from blindmerge.tasks import Task
 from blindmerge_client.batches import batches
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_server.rounds import BlockSum, solve_block

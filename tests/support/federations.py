@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from blindmerge.manifest import Task
+from blindmerge.tasks import Task
 from blindmerge_client.data import Examples
 from support.pico import TAGS, pico_encoder, pico_examples, pico_sentences
 

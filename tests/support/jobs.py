@@ -19,13 +19,13 @@ from safetensors.numpy import load_file, save_file
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.encoding import Bits
 from blindmerge.identity import Identity, Roster
-from blindmerge.manifest import Task, task_of
 from blindmerge.plan import Masks, Plan
 from blindmerge.statistic import Array
-from blindmerge_client.data import Text
+from blindmerge.tasks import Task
 from blindmerge_client.owner import Owner
 from blindmerge_client.seat import Membership
 from blindmerge_client.session import Session
+from blindmerge_client.tasks import Text
 from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
 from support.randomness import CounterRandomness
 
@@ -120,7 +120,7 @@ def make_plan_for(base: Path, method: str = "regmean", **options: Any) -> Plan:
             "job": "job-1",
             "base": checkpoint.sha256,
             "manifest": checkpoint.manifest,
-            "task": task_of(checkpoint.architecture),
+            "task": checkpoint.task,
             "labels": checkpoint.labels,
             "method": {"name": method, **options},
             "examples": 100,

@@ -19,9 +19,9 @@ from typing import Any, get_args
 import torch
 from transformers import AutoModel, BertTokenizer, PreTrainedTokenizerFast
 
-from blindmerge.manifest import Task
+from blindmerge.tasks import Task
 from blindmerge_client.data import Examples
-from blindmerge_client.models import HEADS, quiet
+from blindmerge_client.models import auto_class, quiet
 from support.pico_configs import Architecture, config_of
 
 __all__ = [
@@ -64,7 +64,7 @@ def pico_encoder(
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-    kind: Any = HEADS[task].auto if labels else AutoModel
+    kind: Any = auto_class(task) if labels else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.from_config(config)

@@ -8,10 +8,14 @@ a common input form a group, since they share one Gram matrix.
 Each file of `architectures` holds the rules of one family of models.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest.architectures import ARCHITECTURES
-from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows, Task
+from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows
 from blindmerge.manifest.rules import Architecture, Shapes, manifest_of
+from blindmerge.tasks import Task
 
 __all__ = [
     "ARCHITECTURES",
@@ -21,15 +25,23 @@ __all__ = [
     "Manifest",
     "Mean",
     "Rows",
-    "Task",
     "describe",
     "task_of",
 ]
 
 
-def task_of(architecture: str) -> Task:
-    """What models of this class do. Raises CheckpointInvalid if there are no rules for it."""
-    return _rules(architecture).task
+_PROBLEMS: Mapping[object, Task] = {"single_label_classification": "single-label"}
+"""Tasks by `problem_type`, which transformers writes into the config of a classifier of texts."""
+
+
+def task_of(architecture: str, config: Mapping[str, Any]) -> Task:
+    """What a model of this class with this config does.
+
+    Raises CheckpointInvalid if there are no rules for it.
+    """
+    tasks = _rules(architecture).tasks
+    task = _PROBLEMS.get(config.get("problem_type"), tasks[0])
+    return task if task in tasks else tasks[0]
 
 
 def describe(architecture: str, shapes: Shapes) -> Manifest:

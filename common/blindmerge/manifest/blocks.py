@@ -5,10 +5,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Block", "Group", "Linear", "Manifest", "Mean", "Rows", "Task"]
+__all__ = ["Block", "Group", "Linear", "Manifest", "Mean", "Rows"]
 
-Task: TypeAlias = Literal["single-label", "token-classification"]
-"""What a model does: one label for every text, or one tag for every word of it."""
 Rows: TypeAlias = Literal["tokens", "sequences"]
 """What a row of a layer's input is: a real token, or a whole text."""
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
-from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows, Task
+from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows
+from blindmerge.tasks import Task
 
 __all__ = ["Architecture", "GroupRule", "Part", "Shapes", "manifest_of", "sequences", "tokens"]
 
@@ -56,11 +57,12 @@ class Part:
 class Architecture:
     """The rules of one class of models.
 
+    tasks: what it can do; its config says which, if there are several.
     first: embeddings, and all else that is needed before the first layer.
     layers: its path is that of the list of layers; the rules are those of each of them.
     """
 
-    task: Task
+    tasks: tuple[Task, ...]
     first: Part
     layers: Part
     head: Part
@@ -68,7 +70,7 @@ class Architecture:
     def for_words(self, *names: str) -> "Architecture":
         """The same layers under the head of a tagger: `names`, called with all tokens."""
         head = Part("", tuple(tokens(name) for name in names))
-        return replace(self, task="token-classification", head=head)
+        return replace(self, tasks=("token-classification",), head=head)
 
 
 def manifest_of(name: str, rules: Architecture, shapes: Shapes) -> Manifest:

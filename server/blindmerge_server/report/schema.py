@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from blindmerge.files import replacing
-from blindmerge.manifest import Task
 from blindmerge.merge import LayerReport
+from blindmerge.tasks import Task
 
 __all__ = [
     "MASKS_OFF",

@@ -29,9 +29,9 @@ from blindmerge.files import replacing
 from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array
-from blindmerge_client.data import Text
 from blindmerge_client.models import load_tokenizer
 from blindmerge_client.session import Session
+from blindmerge_client.tasks import Text
 
 __all__ = ["Layouts", "cached_layouts", "public_layouts"]
 

@@ -21,8 +21,9 @@ from blindmerge.statistic import Array
 from blindmerge_client.data import Examples
 from blindmerge_client.finetune import cached_finetune
 from blindmerge_client.models import has_bfloat16
-from blindmerge_client.predict import ensemble, predict_all
+from blindmerge_client.predict import predict_all
 from blindmerge_client.scores import score
+from blindmerge_client.tasks import TASKS
 from blindmerge_server.report.schema import DataScore, Kind, SystemScores
 from blindmerge_server.report.wording import name_of
 from blindmerge_server.simulate.federation import Job
@@ -76,7 +77,8 @@ def systems(
     rows.append(scored("own", "own", {owner: logits[owner][owner] for owner in own}, tests))
     for method, checkpoint in merged.items():
         rows.append(_merged(setting, method, checkpoint, jobs[method], tests))
-    together = {data: ensemble([logits[owner][data] for owner in own]) for data in tests}
+    combine = TASKS[setting.federation.job.task].combine
+    together = {data: combine([logits[owner][data] for owner in own]) for data in tests}
     rows.append(scored("ensemble", "simulation-only", together, tests))
     rows.append(scored("multi-task", "simulation-only", of_pooled, tests))
     step(len(own) + 1, len(own) + 1)
@@ -120,7 +122,7 @@ def _scored(
 
 def _score(job: Job, owner: str, predictions: Array, test: Examples) -> DataScore:
     found = score(job.task, predictions, test, job.labels)
-    return DataScore(data=owner, accuracy=found.accuracy, f1=found.f1, examples=found.examples)
+    return DataScore(data=owner, **found.metrics, examples=found.examples)
 
 
 def _merged(

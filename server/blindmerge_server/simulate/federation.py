@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,11 +25,10 @@ from pydantic import (
 )
 
 from blindmerge import canonical
-from blindmerge.manifest import Task
 from blindmerge.merge import AnyMethod
 from blindmerge.mistakes import Tables, explain, listed, owner_key, owner_names, shown
-from blindmerge.plan import are_tags
 from blindmerge.settings import check_file, check_model, read_toml, refusal
+from blindmerge.tasks import Task, check_labels
 from blindmerge_client.data import SUFFIXES
 from blindmerge_client.options import TrainingOptions
 
@@ -71,8 +70,6 @@ def _tables(owners: object) -> object:
 
 
 def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
-    if len(labels) < 2:
-        raise ValueError("a task needs at least two labels")
     for label in labels:
         if not label.strip():
             raise ValueError("an empty label is not allowed; give every label a name")
@@ -291,7 +288,7 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
     mistakes = []
     if len(owners) < 2:
         mistakes.append(f"owner: {len(owners)} is too few; a simulation takes at least 2 owners")
-    mistakes += _mistaken_tags(raw.get("job"))
+    mistakes += _mistaken_labels(raw.get("job"))
     mistakes += _mistaken_masks(raw.get("job"), owners)
     names = owner_names(owners)
     twice = [name for name in dict.fromkeys(map(str, names)) if names.count(name) > 1]
@@ -303,12 +300,16 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
     return mistakes
 
 
-def _mistaken_tags(job: object) -> Iterator[str]:
-    if not isinstance(job, dict) or job.get("task") != "token-classification":
+def _mistaken_labels(job: object) -> Iterator[str]:
+    if not isinstance(job, dict):
         return
-    labels = job.get("labels")
-    if isinstance(labels, list) and not are_tags([str(label) for label in labels]):
-        yield 'job.labels: tags of words are "O" and, for each type of entity, "B-..." or "I-..."'
+    task, labels = job.get("task", "single-label"), job.get("labels")
+    # What is wrong with one of them alone is told already.
+    if task in get_args(Task) and isinstance(labels, list) and len(set(labels)) == len(labels):
+        try:
+            check_labels(task, [str(label) for label in labels])
+        except ValueError as error:
+            yield f"job.labels: {error}"
 
 
 def _mistaken_masks(job: object, owners: list[object]) -> Iterator[str]:

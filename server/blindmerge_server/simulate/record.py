@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from blindmerge.plan import Plan
-from blindmerge_client.scores import F1_NAMES
+from blindmerge.tasks import METRICS
 from blindmerge_server.report.schema import (
     MASKS_OFF,
     MASKS_ON,
@@ -102,7 +102,7 @@ def _job(setting: Setting) -> Job:
         name=federation.job.name,
         base_sha256=setting.base.sha256,
         task=federation.job.task,
-        f1=F1_NAMES[federation.job.task],
+        f1=METRICS[federation.job.task][1].name,
         masks=_masks(setting.plans[chosen]),
         labels=federation.job.labels,
         examples=federation.job.examples,

@@ -13,9 +13,9 @@ from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import BlindmergeError
 from blindmerge.identity import Identity, Roster
-from blindmerge.manifest import Task
 from blindmerge.plan import Masks, Plan
 from blindmerge.secagg.secret import OsRandomness, Secret
+from blindmerge.tasks import Task
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import cached_finetune, prepare_base
 from blindmerge_client.models import check_max_length

@@ -8,7 +8,8 @@ import torch
 from transformers import RobertaTokenizer
 
 from blindmerge_client.batches import batches, tokenize
-from blindmerge_client.models import HEADS, load_tokenizer
+from blindmerge_client.models import load_tokenizer
+from blindmerge_client.tasks import TASKS
 from support.pico import Architecture, pico_encoder, pico_examples, pico_sentences
 
 
@@ -89,7 +90,7 @@ def test_words_are_tokens_after_a_space_to_a_byte_level_tokenizer(tmp_path: Path
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     kind: Any = RobertaTokenizer
     kind(vocab=vocabulary, merges=[("Ġ", "a")]).save_pretrained(tmp_path / "source")
-    tokenizer = load_tokenizer(tmp_path / "source", HEADS["token-classification"].tokenizer)
+    tokenizer = load_tokenizer(tmp_path / "source", TASKS["token-classification"].head.tokenizer)
     tokenizer.save_pretrained(tmp_path / "base")
     (row,) = tokenize(load_tokenizer(tmp_path / "base"), [("a", "ab")], 8)
     assert [symbols[index] for index in row.inputs["input_ids"]] == ["<s>", "Ġa", "Ġa", "b", "</s>"]

@@ -11,6 +11,7 @@ import pytest
 
 from blindmerge.errors import DataInvalid
 from blindmerge_client.data import Examples, read_examples
+from blindmerge_client.tasks import Label
 from support.federations import json_lines
 from support.pico import TAGS, pico_sentences
 
@@ -97,17 +98,12 @@ def test_tags_for_a_task_of_texts_are_refused(tmp_path: Path) -> None:
         read_examples(tmp_path / "a.jsonl", TAGS)
 
 
-def test_gold_is_every_label_in_order() -> None:
-    assert EXAMPLES.gold == (0, 2, 2, 0, 1, 2, 2)
-    assert Examples(("a", "b"), (1, 0)).gold == (1, 0)
-
-
 def test_pooled_is_one_part_after_another() -> None:
     parts = [pico_sentences(5, seed=seed) for seed in range(3)]
     pooled = Examples.pooled(parts)
     assert pooled.first(5) == parts[0]
     assert pooled.texts == parts[0].texts + parts[1].texts + parts[2].texts
-    assert pooled.gold == parts[0].gold + parts[1].gold + parts[2].gold
+    assert pooled.labels == parts[0].labels + parts[1].labels + parts[2].labels
     assert Examples.pooled([]) == Examples((), ())
 
 
@@ -133,6 +129,5 @@ def test_examples_fit_a_model_for_their_task_with_their_labels() -> None:
 
 
 @pytest.mark.parametrize("labels", [((0,),), (0,), ((0, 1, 2),)])
-def test_every_word_needs_a_label(labels: tuple[int | tuple[int, ...], ...]) -> None:
-    with pytest.raises(DataInvalid, match="one for each word"):
-        Examples((("a", "b"),), labels)
+def test_every_word_needs_a_label(labels: tuple[Label, ...]) -> None:
+    assert not Examples((("a", "b"),), labels).fit("token-classification", 3)

@@ -17,8 +17,8 @@ from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect import fisher as module
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
-from blindmerge_client.data import Text
 from blindmerge_client.models import load_model, load_tokenizer
+from blindmerge_client.tasks import Text
 from support.fishers import assert_close
 from support.jobs import noisy
 from support.pico import TAGS, Architecture, pico_encoder, pico_sentences

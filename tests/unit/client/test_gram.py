@@ -17,8 +17,8 @@ from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.gram import collect_grams
 from blindmerge_client.collect.runner import BlockRunner
-from blindmerge_client.data import Text
 from blindmerge_client.models import load_model, load_tokenizer
+from blindmerge_client.tasks import Text
 from support.captured import captured_rows
 from support.jobs import LABELS, noisy
 from support.pico import ARCHITECTURES, Architecture, pico_encoder, pico_examples

@@ -12,12 +12,12 @@ from blindmerge_client import predict as module
 from blindmerge_client.data import Examples
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.predict import (
-    ensemble,
     predict,
     predict_all,
     predict_with,
-    softmax,
 )
+from blindmerge_client.tasks.rules import softmax
+from blindmerge_client.tasks.single_label import mean_of_probabilities
 from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
 
 
@@ -84,7 +84,7 @@ def test_words_that_nobody_sees_are_outside_in_the_ensemble_too(tmp_path: Path) 
         for seed in range(2)
     ]
     found = [predict(folder, [("zebra",) * 9], max_length=16) for folder in folders]
-    np.testing.assert_array_equal(ensemble(found)[-6:], [[0, 0, 1]] * 6)
+    np.testing.assert_array_equal(mean_of_probabilities(found)[-6:], [[0, 0, 1]] * 6)
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -107,8 +107,8 @@ def test_dropout_is_off(tmp_path: Path) -> None:
     model = load_model(folder)
     model.train()
     texts = pico_examples(5).texts
-    logits = predict_with(model, load_tokenizer(folder), texts, max_length=16)
-    np.testing.assert_array_equal(logits, predict(folder, texts, max_length=16))
+    rows = predict_with(model, "single-label", load_tokenizer(folder), texts, max_length=16)
+    np.testing.assert_array_equal(np.concatenate(rows), predict(folder, texts, max_length=16))
 
 
 def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
@@ -135,4 +135,4 @@ def test_ensemble_is_the_mean_of_probabilities_not_of_logits() -> None:
     sure, unsure = np.log(np.array([[1.0, 99.0]])), np.log(np.array([[3.0, 1.0]]))
     expected = np.array([[(0.01 + 0.75) / 2, (0.99 + 0.25) / 2]])
     # A relative error of 2^-53 in log 99 = 4.6 is 4.6 * 2^-53 after exp; five roundings more.
-    assert np.abs(ensemble([sure, unsure]) / expected - 1).max() < 10 * 2**-53
+    assert np.abs(mean_of_probabilities([sure, unsure]) / expected - 1).max() < 10 * 2**-53

@@ -12,7 +12,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from blindmerge.errors import DataInvalid
 from blindmerge_client.data import Examples
-from blindmerge_client.scores import Scores, entities, score
+from blindmerge_client.scores import Scores, score
+from blindmerge_client.tasks.token_classification import entities
 
 NAMES = ("no", "yes", "maybe", "never")
 TAGS = ("B-LOC", "I-LOC", "B-a-b", "I-a-b", "O")
@@ -34,7 +35,9 @@ def test_scores_are_their_definitions(pairs: Sequence[tuple[int, int]]) -> None:
     predicted, gold = zip(*pairs, strict=True)
     found = of_texts(predicted, gold)
     assert found.examples == len(pairs)
-    assert found.accuracy == pytest.approx(sum(p == g for p, g in pairs) / len(pairs), rel=1e-15)
+    assert found.metrics["accuracy"] == pytest.approx(
+        sum(p == g for p, g in pairs) / len(pairs), rel=1e-15
+    )
     f1 = []
     for label in sorted(set(gold)):
         hits = sum(p == g == label for p, g in pairs)
@@ -43,13 +46,13 @@ def test_scores_are_their_definitions(pairs: Sequence[tuple[int, int]]) -> None:
         both = precision + recall
         f1.append(2 * precision * recall / both if both else Fraction(0))
     # A sum of at most 4 quotients of exact integers, and one division: 6 roundings.
-    assert found.f1 == pytest.approx(float(sum(f1) / len(f1)), rel=6 * 2**-53)
+    assert found.metrics["f1"] == pytest.approx(float(sum(f1) / len(f1)), rel=6 * 2**-53)
 
 
 def test_scores_of_a_published_example() -> None:
     # scikit-learn's documentation of f1_score: macro average of this case is 0.26...
     found = of_texts([0, 2, 1, 0, 0, 1], [0, 1, 2, 0, 1, 2])
-    assert found.f1 == pytest.approx(4 / 15, rel=1e-15)
+    assert found.metrics["f1"] == pytest.approx(4 / 15, rel=1e-15)
 
 
 def test_scores_need_as_many_labels_as_predictions() -> None:
@@ -89,8 +92,8 @@ def test_scores_of_words_are_those_of_seqeval(sentences: list[list[tuple[int, in
     theirs = [[TAGS[g] for _, g in sentence] for sentence in sentences]
     ours = [[TAGS[p] for p, _ in sentence] for sentence in sentences]
     # Precision, recall and their mean are three roundings each of exact integers.
-    assert found.f1 == pytest.approx(f1_score(theirs, ours, zero_division=0), rel=1e-15)
-    assert found.accuracy == pytest.approx(accuracy_score(theirs, ours), rel=1e-15)
+    assert found.metrics["f1"] == pytest.approx(f1_score(theirs, ours, zero_division=0), rel=1e-15)
+    assert found.metrics["accuracy"] == pytest.approx(accuracy_score(theirs, ours), rel=1e-15)
     assert found.examples == len(sentences)
 
 
@@ -100,11 +103,11 @@ def test_scores_of_the_example_in_seqevals_readme() -> None:
     predicted = [4, 4, 0, 1, 1, 1, 4, 2, 3, 4]
     examples = Examples(tuple(("x",) * len(labels) for labels in gold), gold)
     found = score("token-classification", np.eye(5)[predicted], examples, names)
-    assert found.f1 == 0.5
+    assert found.metrics["f1"] == 0.5
 
 
 def test_an_entity_ends_with_its_sentence() -> None:
     # Were sentences joined, the gold I-LOC would continue the entity before.
     examples = Examples((("a",), ("b",)), ((0,), (1,)))
     found = score("token-classification", np.eye(5)[[0, 4]], examples, TAGS)
-    assert found.f1 == pytest.approx(2 / 3)
+    assert found.metrics["f1"] == pytest.approx(2 / 3)

@@ -12,8 +12,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
 from blindmerge.manifest import ARCHITECTURES as TABLE
-from blindmerge.manifest import Group, Linear, Manifest, Mean, Task, describe, task_of
-from blindmerge_client.models import HEADS
+from blindmerge.manifest import Group, Linear, Manifest, Mean, describe, task_of
+from blindmerge.tasks import Task
+from blindmerge_client.models import auto_class
 from support.evidence import bert_shapes
 from support.pico import ARCHITECTURES
 from support.pico_configs import Architecture, config_of
@@ -29,7 +30,7 @@ def _minilm() -> Any:
 def _build(architecture: Architecture, task: Task) -> Any:
     config = config_of(architecture, 30)
     config.num_labels = 3
-    return HEADS[task].auto.from_config(config)
+    return auto_class(task).from_config(config)
 
 
 MODELS: Mapping[str, Callable[[], Any]] = {"minilm": _minilm} | {
@@ -68,7 +69,7 @@ def test_the_task_says_what_has_a_label(model: Any) -> None:
     dimensions = {"single-label": 2, "token-classification": 3}
     with torch.inference_mode():
         logits = model(input_ids=torch.full((2, 5), 7)).logits
-    assert logits.dim() == dimensions[task_of(type(model).__name__)]
+    assert logits.dim() == dimensions[task_of(type(model).__name__, model.config.to_dict())]
 
 
 def test_every_tensor_has_exactly_one_rule(model: Any) -> None:

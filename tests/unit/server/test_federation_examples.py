@@ -3,7 +3,8 @@
 import re
 import tomllib
 
-from blindmerge_client.data import Text, read_examples
+from blindmerge_client.data import read_examples
+from blindmerge_client.tasks import Text
 from blindmerge_server.simulate.federation import Job, Owner, default_federation, read_federation
 from support.tree import ROOT
 

@@ -19,13 +19,13 @@ _EMBEDDINGS = r"\w+_embeddings\.weight|LayerNorm\.(weight|bias)"
 _NORMS = r"(attention\.)?output\.LayerNorm\.(weight|bias)"
 
 BERT = Architecture(
-    task="single-label",
+    tasks=("single-label",),
     first=Part("bert.embeddings", mean=_EMBEDDINGS),
     layers=Part("bert.encoder.layer", _LAYER, _NORMS),
     head=Part("", sequences("bert.pooler.dense", "classifier")),
 )
 ROBERTA = Architecture(
-    task="single-label",
+    tasks=("single-label",),
     first=Part("roberta.embeddings", mean=_EMBEDDINGS),
     layers=Part("roberta.encoder.layer", _LAYER, _NORMS),
     head=Part("", sequences("classifier.dense", "classifier.out_proj")),

@@ -5,7 +5,7 @@ from blindmerge.manifest.rules import Architecture, Part, sequences, tokens
 __all__ = ["DISTILBERT"]
 
 DISTILBERT = Architecture(
-    task="single-label",
+    tasks=("single-label",),
     first=Part("distilbert.embeddings", mean=r"\w+_embeddings\.weight|LayerNorm\.(weight|bias)"),
     layers=Part(
         "distilbert.transformer.layer",

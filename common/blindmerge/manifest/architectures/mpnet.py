@@ -5,7 +5,7 @@ from blindmerge.manifest.rules import Architecture, Part, sequences, tokens
 __all__ = ["MPNET"]
 
 MPNET = Architecture(
-    task="single-label",
+    tasks=("single-label",),
     first=Part(
         "mpnet",
         mean=r"embeddings\.(\w+_embeddings\.weight|LayerNorm\.(weight|bias))"

@@ -1,0 +1,27 @@
+"""Every task that owners can have: a literal table, with one file per task.
+
+What a row of an owner's file has depends on the task; each file begins with it.
+"""
+
+from collections.abc import Mapping
+
+from blindmerge.tasks import Task
+from blindmerge_client.tasks.rules import (
+    Form,
+    Head,
+    Label,
+    Outputs,
+    Row,
+    Target,
+    TaskRules,
+    Text,
+)
+from blindmerge_client.tasks.single_label import SINGLE_LABEL
+from blindmerge_client.tasks.token_classification import TOKEN_CLASSIFICATION
+
+__all__ = ["TASKS", "Form", "Head", "Label", "Outputs", "Row", "Target", "TaskRules", "Text"]
+
+TASKS: Mapping[Task, TaskRules] = {
+    "single-label": SINGLE_LABEL,
+    "token-classification": TOKEN_CLASSIFICATION,
+}

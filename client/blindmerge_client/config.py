@@ -158,8 +158,10 @@ class Policy(BaseModel):
     least_owners: Annotated[int, Field(ge=LEAST_OWNERS)] = Field(
         default=5, description=f"in every sum, at least {LEAST_OWNERS}"
     )
-    colluders: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="so many others may be in league with the server"
+    colluders: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="so many others may be in league with the server; a third of the roster if "
+        "nothing else is said, a tenth above 100",
     )
     least_examples: Annotated[int, Field(ge=1)] = Field(
         default=100, description="with fewer examples of yours nothing is sent"

@@ -5,18 +5,16 @@ rest; the session keeps its own files beside them. Every change is made under a 
 gateway and the commands may run at the same time.
 """
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from blindmerge.errors import ConfigInvalid, ResourceMissing
-from blindmerge.files import replacing
+from blindmerge.files import locked, replacing
 from blindmerge.plan import Plan
 from blindmerge.signed_plan import SignedPlan
 
@@ -114,15 +112,8 @@ class Jobs:
             hint="`blindmerge client jobs` shows them all; name one, or begin its hash",
         )
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(file)
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.folder / "lock")
 
     def _write(self, folder: Path, job: Job) -> None:
         with replacing(folder / "state.json") as temporary:

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from blindmerge.errors import ResourceMissing
+from blindmerge.files import locked
 from blindmerge_client.protocol import OwnerJob, Receipt
 
 __all__ = ["Journal"]
@@ -15,6 +17,13 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def held(self) -> AbstractContextManager[None]:
+        """Nobody else who asks for this reads or stores the job meanwhile, in any process.
+
+        Two who go on from the same state could tell the server two stories.
+        """
+        return locked(self._path.with_suffix(".lock"))
 
     def save(self, job: OwnerJob) -> Receipt:
         """Stores the job and syncs file and folder.

@@ -16,6 +16,7 @@ from blindmerge.errors import PolicyRefused, SignatureInvalid
 from blindmerge.identity import Roster
 from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
+from blindmerge.secagg.graph import default_colluders
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Policy
 
@@ -220,16 +221,21 @@ class _LeastOwners(Rule):
 
 class _Colluders(Rule):
     key = "colluders"
-    change = "lower colluders, if you trust the others more"
+    change = "set colluders to less, if you trust the others more"
 
     def asked(self, question: Question) -> str:
         return f"safe against {self._tolerated(question.plan)}"
 
     def allowed(self) -> str:
+        if self.policy.colluders is None:
+            return "against a third of the roster, a tenth above 100"
         return f"against at least {self.policy.colluders}"
 
     def _holds(self, question: Question) -> bool:
-        return self._tolerated(question.plan) >= self.policy.colluders
+        masks, demanded = question.plan.masks, self.policy.colluders
+        if demanded is None and masks != "off":
+            demanded = default_colluders(masks.thresholds.owners)
+        return self._tolerated(question.plan) >= (demanded or 1)
 
     def _tolerated(self, plan: Plan) -> int:
         return 0 if plan.masks == "off" else plan.masks.thresholds.colluders

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from blindmerge.encoding import Ring
 from blindmerge.errors import PeerInvalid, PolicyRefused
 from blindmerge.identity import Identity, Roster
 from blindmerge.plan import Plan
@@ -17,7 +18,7 @@ from blindmerge.secagg.messages import Limits, encode
 from blindmerge.secagg.secret import OsRandomness
 from blindmerge_client.journal import Journal
 from blindmerge_client.protocol import OwnerJob
-from blindmerge_client.rounds import encode_part
+from blindmerge_client.rounds import Masker, encode_part
 from blindmerge_client.session import Session
 
 __all__ = ["Membership", "Seat"]
@@ -31,13 +32,14 @@ class Membership:
 
     identity: the owner's own.   roster: with whom it is ready to be summed.
     least_owners: in a sum, 3 or more.   colluders: of how many owners, in league with the
-    server, it must stay safe.   attempts: how often one sum may be tried.
+    server, it must stay safe; None: a third of the roster, a tenth above 100.   attempts: how
+    often one sum may be tried.
     """
 
     identity: Identity
     roster: Roster
     least_owners: int = LEAST_OWNERS
-    colluders: int = 1
+    colluders: int | None = None
     attempts: int = 3
 
     def terms(self, plan: Plan) -> Terms:
@@ -83,20 +85,27 @@ class Seat:
         Raises PeerInvalid, PolicyRefused or JobAborted; nothing more is said then.
         """
         for data in messages:
-            # Not kept in memory: another process of this owner may have answered before.
+            yield from self._said(data, block)
+
+    def _said(self, data: bytes, block: int | None) -> Iterator[bytes]:
+        # Another process of this owner may have answered before, or be asked at this moment:
+        # nothing is kept in memory, and one at a time goes from a state to the next.
+        with self._journal.held():
             job = self._journal.load(self._empty)
             job = job.receive(data, now=int(time.time()), rng=OsRandomness())
             phase = job.phase_of(data)
             self._check(job.runs[phase].state.manifest)
             if job.state(phase) in ("ready", "masked"):
-                yield from self._masked_input(job, phase, block)
-                continue
-            reply = job.reply(phase, self._journal.save(job))
-            if reply is not None:
-                yield reply
+                masker, part, rings = self._fixed(job, phase, block)
+            else:
+                reply = job.reply(phase, self._journal.save(job))
+                return iter(() if reply is None else (reply,))
+        return self._masked(masker, part, rings)
 
-    def _masked_input(self, job: OwnerJob, phase: int, block: int | None) -> Iterator[bytes]:
-        """One part: computed, fixed, stored, masked."""
+    def _fixed(
+        self, job: OwnerJob, phase: int, block: int | None
+    ) -> tuple[Masker, int, list[Ring]]:
+        """One part: computed, fixed and stored; its masks, its number, and its numbers."""
         blocks = self._session.plan.phases[phase]
         if block not in blocks:
             raise PeerInvalid("masked input of a block was asked for that is not in this sum")
@@ -104,7 +113,9 @@ class Seat:
         manifest = job.runs[phase].state.manifest
         rings = encode_part(manifest, part, self._session.contribute(block))
         job = job.commit_part(phase, part, rings)
-        masker = job.masker(phase, self._journal.save(job))
+        return job.masker(phase, self._journal.save(job)), part, rings
+
+    def _masked(self, masker: Masker, part: int, rings: list[Ring]) -> Iterator[bytes]:
         cores = len(os.sched_getaffinity(0))
         for masked in masker.blocks(part, rings, threads=cores):
             yield encode(masked, self._owners)

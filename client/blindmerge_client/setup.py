@@ -72,9 +72,11 @@ _POLICY = """\
 # "average", or "any" to allow statistics of words.
 embeddings = "average"
 
-# So many owners at least in every sum; so many others may be in league with the server.
+# So many owners at least in every sum.
 least_owners = 5
-colluders = 1
+
+# So many others may be in league with the server; without this line a third of the roster.
+# colluders = 1
 
 # With fewer examples of yours nothing is sent; below so many rows per width a layer is averaged.
 least_examples = 100

@@ -1,6 +1,7 @@
 """Files that are whole or absent, whenever the process dies."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from blindmerge.errors import ResourceMissing
 
-__all__ = ["explaining", "replacing", "save_array", "save_private"]
+__all__ = ["explaining", "locked", "replacing", "save_array", "save_private"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -80,6 +81,22 @@ def save_private(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`; whoever else wants it waits, in this process and in others.
+
+    It goes with the block, or with the process.   Raises ResourceMissing if it cannot be made.
+    """
+    with explaining(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def _put(temporary: Path, path: Path) -> None:

@@ -24,13 +24,34 @@ def test_a_threshold_below_the_table_is_refused(threshold: int) -> None:
     assert "thresholds" in error.message
 
 
-def test_fewer_tolerated_colluders_than_the_owner_demands_are_refused() -> None:
-    owners = federation(10, terms={"colluders": 3})
-    manifest = manifest_for(owners.roster, thresholds=Thresholds.for_owners(10, 1))
-    assert owners.ask(0, Propose(manifest.hash, manifest.encoded)) == []
-    error = owners.errors.pop()[1]
-    assert isinstance(error, PolicyRefused)
-    assert "colluders" in error.message
-    assert owners.ask(
-        0, Propose(manifest_for(owners.roster).hash, manifest_for(owners.roster).encoded)
+@pytest.mark.parametrize(
+    ("demanded", "refused", "allowed"),
+    [
+        ({}, 2, 3),  # a third of ten, if the owner says nothing
+        ({"colluders": 4}, 3, 4),
+        ({"colluders": 1}, None, 1),
+    ],
+)
+def test_fewer_tolerated_colluders_than_the_owner_demands_are_refused(
+    demanded: dict[str, int], refused: int | None, allowed: int
+) -> None:
+    owners = federation(10, terms=demanded)
+    if refused is not None:
+        manifest = manifest_for(owners.roster, thresholds=Thresholds.for_owners(10, refused))
+        assert owners.ask(0, Propose(manifest.hash, manifest.encoded)) == []
+        error = owners.errors.pop()[1]
+        assert isinstance(error, PolicyRefused)
+        assert f"fewer than {allowed} colluders" in error.message
+    manifest = manifest_for(owners.roster, thresholds=Thresholds.for_owners(10, allowed))
+    assert owners.ask(0, Propose(manifest.hash, manifest.encoded))
+
+
+def test_in_a_sparse_graph_an_owner_that_says_nothing_demands_a_tenth() -> None:
+    owners = federation(200)
+    few, enough = (
+        manifest_for(owners.roster, thresholds=Thresholds.for_owners(200, colluders))
+        for colluders in (19, 20)
     )
+    assert owners.ask(0, Propose(few.hash, few.encoded)) == []
+    assert "fewer than 20 colluders" in owners.errors.pop()[1].message
+    assert owners.ask(0, Propose(enough.hash, enough.encoded))

@@ -41,7 +41,7 @@ def test_the_result_is_the_sum_of_the_survivors_or_there_is_none(
 ) -> None:
     colluders = data.draw(st.integers(1, size - 2))
     thresholds = Thresholds.for_owners(size, colluders)
-    owners = federation(size)
+    owners = federation(size, terms={"colluders": colluders})
     seats = st.integers(0, size - 1)
     owners.gone = data.draw(st.dictionaries(seats, st.sampled_from(ROUNDS), max_size=size))
     owners.partial = frozenset(data.draw(st.sets(seats, max_size=1)))

@@ -22,6 +22,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.plan import Plan
 from blindmerge_client.app import OwnerLike, courier
+from blindmerge_client.owner import Owner
+from blindmerge_server.exchanges import Kind, exchanges
 from blindmerge_server.grid import StreamingGrid
 from blindmerge_server.strategy import Merge
 from blindmerge_server.sums import OpenSums, SecureSums, Sums
@@ -38,6 +40,7 @@ __all__ = [
     "context_of",
     "fails",
     "honest",
+    "honest_until",
     "is_silent",
     "merge_of",
     "messages_of",
@@ -133,6 +136,19 @@ def sums_of(job: Job) -> Sums:
         return OpenSums(plan)
     expires = int(time.time()) + 3600
     return SecureSums(plan, job.roster, layouts_of(plan), job.folder / "spool", expires)
+
+
+def honest_until(job: Job, kind: Kind) -> tuple[list[Owner], tuple[bytes, ...]]:
+    """Its owners, and what the server says to the first of them when this exchange begins."""
+    sums, owners = sums_of(job), [job.owner(number) for number in range(len(job.owners))]
+    for exchange in exchanges(job.plan)[0]:
+        if exchange.kind is kind:
+            return owners, sums.messages(exchange, owners[0].name)
+        for owner in owners:
+            messages = sums.messages(exchange, owner.name)
+            sums.receive(exchange, owner.name, owner.answer(job.plan, exchange.block, messages))
+        list(sums.close(exchange))
+    raise AssertionError("there is no such exchange")
 
 
 def merge_of(job: Job, sums: Sums | None = None, **options: Any) -> Merge:

@@ -51,12 +51,13 @@ def quorum(owners: int, colluders: int) -> int:
 
 
 def default_colluders(owners: int) -> int:
-    """Owners that may help the server unless the plan says otherwise: a third, at least one.
+    """Owners that may help the server, unless plan and owners say otherwise: a third of a complete
+    graph, at least one; a tenth above.
 
-    >>> [default_colluders(n) for n in (3, 5, 10, 20, 50, 100)]
-    [1, 1, 3, 6, 16, 33]
+    >>> [default_colluders(n) for n in (3, 5, 10, 20, 50, 100, 1000)]
+    [1, 1, 3, 6, 16, 33, 100]
     """
-    return max(1, (owners - 1) // 3)
+    return owners // 10 if owners > COMPLETE_UP_TO else max(1, (owners - 1) // 3)
 
 
 @lru_cache(maxsize=16)

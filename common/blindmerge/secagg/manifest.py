@@ -67,9 +67,9 @@ class Thresholds(BaseModel):
 
     @classmethod
     def for_owners(cls, owners: int, colluders: int | None = None) -> "Thresholds":
-        """The weakest safe thresholds; above 100 owners a tenth may collude, a tenth vanish."""
+        """The weakest safe thresholds; above 100 owners a tenth may vanish."""
+        corrupt = default_colluders(owners) if colluders is None else colluders
         if owners > COMPLETE_UP_TO:
-            corrupt = owners // 10 if colluders is None else colluders
             holders, threshold = regular_parameters(owners, corrupt, owners // 10)
             return cls(
                 owners=owners,
@@ -78,7 +78,6 @@ class Thresholds(BaseModel):
                 holders=holders,
                 threshold=threshold,
             )
-        corrupt = default_colluders(owners) if colluders is None else colluders
         threshold = quorum(owners, corrupt)
         return cls(
             owners=owners,
@@ -196,7 +195,8 @@ class Terms:
     """What an owner demands of every sum of a job; the server cannot change it.
 
     roster: the pinned one.   plan, base: SHA-256 (hex) of what the owner approved.
-    least_owners: in the sum, 3 or more.   colluders: c must be at least this.
+    least_owners: in the sum, 3 or more.   colluders: c must be at least this; None: as many as
+    the default for such a roster, so that a plan cannot do with fewer unless the owner says so.
     attempts: how often one phase may be tried.
     """
 
@@ -204,7 +204,7 @@ class Terms:
     plan: str
     base: str
     least_owners: int = LEAST_OWNERS
-    colluders: int = 1
+    colluders: int | None = None
     attempts: int = 3
 
     def check(self, manifest: SumManifest, now: int) -> None:
@@ -213,12 +213,15 @@ class Terms:
         now: Unix time in seconds.
         """
         thresholds = manifest.thresholds
+        colluders = (
+            default_colluders(len(self.roster)) if self.colluders is None else self.colluders
+        )
         refusals = (
             (manifest.roster != self.roster.sha256.hex(), "another roster than the pinned one"),
             (thresholds.owners != len(self.roster), "another number of owners than the roster's"),
             (manifest.plan != self.plan, "another plan than the approved one"),
             (manifest.base != self.base, "another base model than the approved one"),
-            (thresholds.colluders < self.colluders, f"fewer than {self.colluders} colluders"),
+            (thresholds.colluders < colluders, f"fewer than {colluders} colluders"),
             (
                 thresholds.quorum < max(self.least_owners, LEAST_OWNERS),
                 f"a sum of fewer than {max(self.least_owners, LEAST_OWNERS)} owners",

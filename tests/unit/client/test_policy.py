@@ -85,7 +85,10 @@ OVER: Mapping[str, tuple[tuple[Policy, Question], ...]] = {
     "layers": ((policy(layers=("bert.*",)), question()), (policy(layers=()), question())),
     "embeddings": ((policy(methods=("fisher",)), with_method(name="fisher")),),
     "least_owners": ((policy(least_owners=4), question()),),
-    "colluders": ((policy(colluders=2), question()),),
+    "colluders": (
+        (policy(colluders=2), question()),
+        (policy(), planned(masks=make_masks(10, colluders=2))),
+    ),
     "least_examples": ((policy(), question(examples=199)), (policy(), planned(examples=199))),
     "rows_factor": (
         (policy(), with_method(name="regmean", rows_factor=3.9)),

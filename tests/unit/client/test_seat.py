@@ -14,10 +14,9 @@ from blindmerge.errors import BlindmergeError, PeerInvalid, PolicyRefused, Proto
 from blindmerge.identity import Identity, Roster
 from blindmerge.secagg.manifest import SumManifest, Thresholds
 from blindmerge.secagg.messages import Limits, Propose, Survivors, encode, parse
-from blindmerge_client.owner import Owner
 from blindmerge_server.exchanges import Kind, exchanges
 from blindmerge_server.rounds import Total
-from support.grids import sums_of
+from support.grids import honest_until, sums_of
 from support.jobs import NAMES, Job, make_job, under_masks
 from support.plans import layouts_of
 from support.randomness import CounterRandomness
@@ -168,22 +167,9 @@ def _base_of(job: Job, blocks: tuple[int, ...]) -> Tensors:
     return Checkpoint(job.base).read(names)
 
 
-def _until(job: Job, kind: Kind) -> tuple[list[Owner], tuple[bytes, ...]]:
-    """The job up to the exchange of this kind; what the server then says to the first owner."""
-    sums, owners = sums_of(job), [job.owner(number) for number in range(OWNERS)]
-    for exchange in exchanges(job.plan)[0]:
-        if exchange.kind is kind:
-            return owners, sums.messages(exchange, NAMES[0])
-        for owner in owners:
-            messages = sums.messages(exchange, owner.name)
-            sums.receive(exchange, owner.name, owner.answer(job.plan, exchange.block, messages))
-        list(sums.close(exchange))
-    raise AssertionError("there is no such exchange")
-
-
 @pytest.mark.parametrize("block", [None, 4, -2])
 def test_masked_input_is_of_a_block_in_the_sum(job: Job, block: int | None) -> None:
-    owners, messages = _until(job, Kind.MASKED_INPUT)
+    owners, messages = honest_until(job, Kind.MASKED_INPUT)
     before = next(job.folder.glob("anna/*/seat.state")).read_bytes()
     with pytest.raises(PeerInvalid, match="not in this sum"):
         owners[0].answer(job.plan, block, messages)
@@ -193,7 +179,7 @@ def test_masked_input_is_of_a_block_in_the_sum(job: Job, block: int | None) -> N
 
 def test_the_survivors_are_signed_once(job: Job) -> None:
     """A server that names others the second time is refused, in a new process as well."""
-    owners, (message,) = _until(job, Kind.CONSISTENCY)
+    owners, (message,) = honest_until(job, Kind.CONSISTENCY)
     owners[0].answer(job.plan, None, [message])
     told = parse(message, Limits(OWNERS, 10_000))
     assert isinstance(told, Survivors)

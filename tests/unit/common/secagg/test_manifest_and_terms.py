@@ -14,6 +14,7 @@ from blindmerge.secagg.messages import Limits
 from support.secure_sum import BASE, NOW, PLAN, identities, manifest_for, three_parts
 
 ROSTER = Roster.of([identity.member for identity in identities(5)])
+SEVEN = Roster.of([identity.member for identity in identities(7)])
 TERMS = Terms(ROSTER, PLAN, BASE)
 
 
@@ -97,6 +98,12 @@ def test_terms_refuse_by_naming_the_rule() -> None:
         (replace(TERMS, plan="c" * 64), manifest, NOW, "plan"),
         (replace(TERMS, base="c" * 64), manifest, NOW, "base model"),
         (replace(TERMS, colluders=2), manifest, NOW, "fewer than 2 colluders"),
+        (
+            replace(TERMS, roster=SEVEN),
+            manifest_for(SEVEN, thresholds=Thresholds.for_owners(7, 1)),
+            NOW,
+            "fewer than 2 colluders",
+        ),
         (replace(TERMS, least_owners=5), manifest, NOW, "fewer than 5 owners"),
         (TERMS, manifest_for(ROSTER, attempt=3), NOW, "attempts"),
         (TERMS, manifest, NOW + 60, "expired"),

@@ -2,9 +2,10 @@
 
 One folder per dataset. `entries` is append-only: every entry comes with the SHA-256 of itself and
 the hash before it. `head` says how many bytes there are and the last hash. A release is charged,
-and the charge synced to disk, before its noise is drawn; its bytes are stored and synced before
-anybody gets them, and a retry gets the same bytes without a charge. Whatever dies in between is
-spent: bytes that are missing may have been sent, for all that the files can tell.
+and the charge synced to disk, before its noise is drawn; its file is stored and synced before
+anybody gets it, and a retry gets the same file without a charge. Whatever dies in between is
+spent: what is missing may have been sent, for all that the files can tell. A model that was
+trained with noise is charged before it gets its place, and its hash is kept.
 
 Seen and refused: an entry that was edited, moved, added or cut off; `entries` or `head` rolled back
 or deleted alone; a release that was edited or deleted; a clock before the last entry. Not seen:
@@ -16,12 +17,13 @@ import fcntl
 import hashlib
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,14 +36,16 @@ from blindmerge.errors import (
     PeerInvalid,
     PolicyRefused,
 )
-from blindmerge.files import explaining, replacing, save_private
-from blindmerge.privacy.accountant import epsilon_of
+from blindmerge.files import explaining, replacing, save_private, sync_file, sync_folder
+from blindmerge.privacy.accountant import Cost, Training
 
 __all__ = ["Book", "Budget", "Entry", "Ledger"]
 
 _HASH = 32
 _LENGTH = struct.Struct(">I")
 _LONGEST_ENTRY = 4096
+_PATIENCE_S = 2.0  # for a command that only reads
+_LOOK_S = 0.02
 
 
 class _Record(BaseModel):
@@ -51,16 +55,21 @@ class _Record(BaseModel):
 class Entry(_Record):
     """One line of a ledger.
 
-    subject: of `opened` the dataset, else the job.   time: Unix time in seconds.
-    rho: what a `charged` release costs.   sha256: of the bytes of a `stored` release.
+    subject: of `opened` the dataset, else the job or training.   time: Unix time in seconds.
+    rho, training: what was `charged`.   sha256: of the release or the model that was `stored`.
     """
 
     kind: Literal["opened", "charged", "stored"]
     subject: Annotated[str, Field(min_length=1, max_length=200)]
-    phase: Annotated[int, Field(ge=0)] = 0
     time: Annotated[int, Field(ge=0)]
     rho: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    training: Training | None = None
     sha256: bytes = b""
+
+    @property
+    def cost(self) -> Cost:
+        """What it charges; nothing for other entries."""
+        return Cost(Fraction(self.rho), () if self.training is None else (self.training,))
 
 
 class _Head(_Record):
@@ -77,36 +86,45 @@ class Book:
     size: int = 0
 
     @property
-    def spent(self) -> Fraction:
-        """rho of everything that was charged, exactly."""
-        return sum((Fraction(entry.rho) for entry in self.entries), Fraction(0))
+    def spent(self) -> Cost:
+        """Everything that was charged, exactly."""
+        return self.spent_but_for("")
 
-    def find(self, kind: str, job: str, phase: int) -> Entry | None:
-        """The last entry of this kind for a phase of a job."""
-        same = (
-            e for e in reversed(self.entries) if (e.kind, e.subject, e.phase) == (kind, job, phase)
-        )
+    def spent_but_for(self, subject: str) -> Cost:
+        """Everything that was charged for other subjects."""
+        charges = (entry.cost for entry in self.entries if entry.subject != subject)
+        return sum(charges, Cost())
+
+    def find(self, kind: str, subject: str) -> Entry | None:
+        """The last entry of this kind for a job or training."""
+        same = (e for e in reversed(self.entries) if (e.kind, e.subject) == (kind, subject))
         return next(same, None)
+
+    def training_of(self, sha256: bytes) -> Training | None:
+        """How the model with this hash was trained; None if it is not known here."""
+        for entry in self.entries:
+            charged = self.find("charged", entry.subject)
+            if entry.kind == "stored" and entry.sha256 == sha256 and charged is not None:
+                return charged.training
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the policy allows for a dataset: rho in all; delta is for people, who read epsilon."""
+    """What the policy allows for a dataset: epsilon in all, at delta."""
 
-    rho: float
+    epsilon: float
     delta: float
 
-    def check(self, spent: Fraction, rho: float) -> None:
-        """Raises BudgetExhausted if a charge of `rho` would exceed the budget."""
-        after = spent + Fraction(rho)
-        if after > Fraction(self.rho):
-            asked, used, allowed = (
-                f"{epsilon_of(float(each), self.delta):.3g}" for each in (after, spent, self.rho)
-            )
+    def check(self, spent: Cost, cost: Cost) -> None:
+        """Raises BudgetExhausted if a charge of `cost` would exceed the budget."""
+        after = (spent + cost).epsilon(self.delta)
+        if after > self.epsilon:
+            used = spent.epsilon(self.delta)
             raise BudgetExhausted(
-                f"this release would bring the dataset to epsilon {asked} at delta {self.delta:g}; "
-                f"{used} is spent, {allowed} is allowed",
-                hint="ask for more noise, use other examples, or raise the budget in policy.toml",
+                f"this would bring the dataset to epsilon {after:.3g} at delta {self.delta:g}; "
+                f"{used:.3g} is spent, {self.epsilon:g} is allowed",
+                hint="ask for more noise, use other examples, or raise max_epsilon in policy.toml",
             )
 
 
@@ -147,53 +165,82 @@ class Ledger:
     def release(
         self,
         dataset: str,
-        job: str,
-        phase: int,
+        subject: str,
         *,
-        rho: float,
+        cost: Cost,
         budget: Budget,
         now: int,
-        make: Callable[[], bytes],
-    ) -> bytes:
-        """The bytes of `make()`, charged with `rho`; those of the first time if there was one.
+        make: Callable[[Path], None],
+    ) -> Path:
+        """The file that `make` writes, charged with `cost`; if there was one before, that one.
 
-        make: draws the noise; it is called once per charge, at most.
+        make: draws the noise and writes; it is called once per charge, at most.
         Raises BudgetExhausted before any work, PolicyRefused for a clock that was set back or a
         retry at another price, JobAborted while another job uses the ledger, LedgerTampered.
         """
         with self._locked():
             book = self._read(dataset)
-            stored = book.find("stored", job, phase)
+            stored = book.find("stored", subject)
             if stored is not None:
-                return self._again(book, stored, rho)
-            if now < book.entries[-1].time:
-                raise PolicyRefused(
-                    "the clock is before the last entry of the ledger", hint="set the clock right"
-                )
-            budget.check(book.spent, rho)
-            entry = Entry(kind="charged", subject=job, phase=phase, time=now, rho=rho)
-            book = self._append(book, entry)
-            data = make()
-            sha256 = hashlib.sha256(data).digest()
-            save_private(self._path_of(sha256), data)
-            same = {"subject": job, "phase": phase, "time": now, "sha256": sha256}
-            self._append(book, Entry.model_validate({"kind": "stored", **same}))
-            return data
+                return self._again(book, stored, cost)
+            book = self._charge(book, subject, cost, budget, now)
+            drawn = self._folder / "releases" / "drawn"
+            with explaining(drawn):
+                drawn.unlink(missing_ok=True)
+                make(drawn)
+                drawn.chmod(0o600)
+                sync_file(drawn)
+                path = self._path_of(bytes.fromhex(_sha256_of(drawn)))
+                drawn.replace(path)
+                sync_folder(path.parent)
+            self._store(book, subject, bytes.fromhex(path.name), now)
+            return path
 
-    def _again(self, book: Book, stored: Entry, rho: float) -> bytes:
-        charged = book.find("charged", stored.subject, stored.phase)
-        if charged is None or charged.rho != rho:
+    def train(
+        self,
+        dataset: str,
+        subject: str,
+        *,
+        cost: Cost,
+        budget: Budget,
+        now: int,
+        place: Callable[[], str],
+    ) -> None:
+        """Charges a training whose model is ready, then lets `place` put it where it is used.
+
+        place: returns the model's hash in hex.   Raises as `release` does.
+        """
+        with self._locked():
+            book = self._charge(self._read(dataset), subject, cost, budget, now)
+            self._store(book, subject, bytes.fromhex(place()), now)
+
+    def _charge(self, book: Book, subject: str, cost: Cost, budget: Budget, now: int) -> Book:
+        if now < book.entries[-1].time:
             raise PolicyRefused(
-                f"job '{stored.subject}' was charged at another price",
+                "the clock is before the last entry of the ledger", hint="set the clock right"
+            )
+        budget.check(book.spent, cost)
+        same = {"kind": "charged", "subject": subject, "time": now}
+        trainings = cost.trainings or (None,)
+        if len(trainings) > 1 or Fraction(float(cost.rho)) != cost.rho:
+            raise AssertionError("one charge is for one release or one training")
+        price = {"rho": float(cost.rho), "training": trainings[0]}
+        return self._append(book, Entry.model_validate({**same, **price}))
+
+    def _store(self, book: Book, subject: str, sha256: bytes, now: int) -> None:
+        self._append(book, Entry(kind="stored", subject=subject, time=now, sha256=sha256))
+
+    def _again(self, book: Book, stored: Entry, cost: Cost) -> Path:
+        charged = book.find("charged", stored.subject)
+        if charged is None or charged.cost != cost:
+            raise PolicyRefused(
+                f"'{stored.subject}' was charged at another price",
                 hint="a plan with other noise needs another job name",
             )
-        try:
-            data = self._path_of(stored.sha256).read_bytes()
-        except FileNotFoundError:
-            data = b""
-        if hashlib.sha256(data).digest() != stored.sha256:
-            raise _tampered(f"the stored release of job '{stored.subject}' is not what was stored")
-        return data
+        path = self._path_of(stored.sha256)
+        if not path.is_file() or _sha256_of(path) != path.name:
+            raise _tampered(f"the stored release of '{stored.subject}' is not what was stored")
+        return path
 
     def _path_of(self, sha256: bytes) -> Path:
         return self._folder / "releases" / sha256.hex()
@@ -206,18 +253,27 @@ class Ledger:
             raise _tampered(f"there is no ledger in '{self._folder}'") from None
         # The lock goes with the open file: also when the process dies.
         with open(file, "r+b") as stream:
+            self._lock(stream)
+            stream.truncate(0)
+            stream.write(b"%d" % os.getpid())
+            stream.flush()
+            yield
+
+    def _lock(self, stream: BinaryIO) -> None:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except BlockingIOError:
+                if time.monotonic() < deadline_s:
+                    time.sleep(_LOOK_S)
+                    continue
                 holder = stream.read(20).decode("ascii", "replace")
                 raise JobAborted(
                     f"process {holder} uses the ledger '{self._folder}'",
                     hint="one job at a time on one dataset: wait for that one",
                 ) from None
-            stream.truncate(0)
-            stream.write(b"%d" % os.getpid())
-            stream.flush()
-            yield
 
     def _read(self, dataset: str) -> Book:
         try:
@@ -283,6 +339,11 @@ def _next(book: Book, data: bytes) -> Book | None:
     except PeerInvalid:
         return None
     return after if data[book.size : after.size] == frame else None
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _head_of(book: Book) -> bytes:

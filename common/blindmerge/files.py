@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 from blindmerge.errors import ResourceMissing
 
-__all__ = ["explaining", "locked", "replacing", "save_array", "save_private"]
+__all__ = [
+    "explaining",
+    "locked",
+    "replacing",
+    "save_array",
+    "save_private",
+    "sync_file",
+    "sync_folder",
+]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -76,7 +84,18 @@ def save_private(path: Path, data: bytes) -> None:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(file, "wb") as stream:
             stream.write(data)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Returns when what was written to a file is on disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on disk."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
@@ -120,5 +139,4 @@ def _remove(path: Path) -> None:
 def _sync(path: Path) -> None:
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync_file(file)

@@ -18,10 +18,13 @@ from pydantic import (
 
 from blindmerge import canonical
 from blindmerge.encoding import Bits, Layout
-from blindmerge.errors import PeerInvalid, SchemaMismatch, TooFewOwners
+from blindmerge.errors import BlindmergeError, PeerInvalid, SchemaMismatch, TooFewOwners
 from blindmerge.identity import Roster
 from blindmerge.manifest import ARCHITECTURES, Block, Manifest
-from blindmerge.merge import AnyMethod
+from blindmerge.merge import AnyMethod, Evidence
+from blindmerge.privacy.accountant import check_delta
+from blindmerge.privacy.mechanism import MOST_UNITS
+from blindmerge.privacy.terms import REASONS, Noise, gram_groups
 from blindmerge.secagg.manifest import LEAST_OWNERS, SumManifest, Thresholds
 from blindmerge.secagg.masks import Prg
 from blindmerge.tasks import Task, check_labels
@@ -70,6 +73,7 @@ class Plan(BaseModel):
     examples: at most so many of an owner's training examples enter its statistics.
     max_length: tokens after which a text is cut.
     masks: how the sums are hidden from the server; "off" shows it every owner's statistic.
+    noise: what hides an example within an owner's statistics (privacy/PROOF.md).
     """
 
     model_config = _STRICT
@@ -83,6 +87,7 @@ class Plan(BaseModel):
     examples: Annotated[int, Field(ge=1)]
     max_length: Annotated[int, Field(ge=1)]
     masks: Masks | Literal["off"]
+    noise: Noise | Literal["off"] = "off"
 
     @model_validator(mode="after")
     def _task_fits(self) -> "Plan":
@@ -93,6 +98,15 @@ class Plan(BaseModel):
             check_labels(self.task, self.labels)
         except ValueError as error:
             raise ValueError(f"labels: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _noise_fits(self) -> "Plan":
+        if self.noise != "off":
+            try:
+                _check_noise(self, self.noise)
+            except BlindmergeError as error:
+                raise ValueError(error.message) from error
         return self
 
     @cached_property
@@ -156,3 +170,25 @@ class Plan(BaseModel):
         Raises NotCanonical or PeerInvalid; bytes that decode encode back to themselves.
         """
         return canonical.decode_as(cls, data, "the plan")
+
+
+def _check_noise(plan: Plan, noise: Noise) -> None:
+    """Raises ValueError or ConfigInvalid for noise that proves less than the plan says."""
+    reason = REASONS[plan.method.name]
+    if reason is not None:
+        raise ValueError(f"the method '{plan.method.name}' cannot run with noise: {reason}")
+    if getattr(plan.method, "weighting", "equal") != "equal":
+        raise ValueError('weighting = "tokens" would tell how many tokens an owner has')
+    if plan.examples > MOST_UNITS:
+        raise ValueError(f"with noise at most {MOST_UNITS} examples can be added exactly")
+    check_delta(noise.delta, plan.examples)
+    if noise.unit == "example" and noise.unit_examples != 1:
+        raise ValueError("a unit that is an example has one example")
+    if (noise.grams is not None) != (Evidence.GRAM in plan.method.needs):
+        raise ValueError("noise is for Gram matrices of a method that sends them, and for no other")
+    if noise.grams is not None:
+        if len(noise.grams.weights) != len(gram_groups(plan.manifest)):
+            raise ValueError("the noise does not have one weight for each group of layers")
+        noise.terms(plan.manifest, plan.max_length)
+    if noise.cost.epsilon(noise.delta) > noise.epsilon:
+        raise ValueError("the statistics alone cost more than the epsilon of the plan")

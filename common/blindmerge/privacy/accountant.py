@@ -1,18 +1,26 @@
-"""What noise costs: rho of zCDP, and epsilon at a delta (PROOF.md §6).
+"""What noise costs: rho of zCDP, trainings, and epsilon at a delta (PROOF.md §6).
 
-rho adds up over releases and is what a ledger counts. Epsilon is what people read; it is
-computed from the sum of rho by `dp-accounting`, never added up.
+rho adds up over releases, and a training is described by three numbers: that is what a ledger
+keeps. Epsilon is what people read; it is computed from all of it by `dp-accounting`, never added.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated
 
-from dp_accounting import ComposedDpEvent, ZCDpEvent
-from dp_accounting.rdp import RdpAccountant
+from pydantic import BaseModel, ConfigDict, Field
 
 from blindmerge.errors import ConfigInvalid
 
+if TYPE_CHECKING:
+    from dp_accounting import ComposedDpEvent
+
 __all__ = [
+    "Cost",
+    "Training",
     "check_delta",
     "epsilon_of",
     "event_of",
@@ -20,10 +28,13 @@ __all__ = [
     "multiplier_of",
     "rho_for",
     "rho_of",
+    "training_for",
 ]
 
 _LARGEST_RHO = 1e6
 _STEPS = 100  # of a bisection: more than a float64 has bits
+# Of sampled steps; a fraction's series is slow and may not converge. Every set of orders is safe.
+_WHOLE_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512)
 
 
 def rho_of(multiplier: float) -> float:
@@ -44,9 +55,56 @@ def multiplier_of(rho: float) -> float:
     return 1.0 / math.sqrt(2.0 * rho)
 
 
-def event_of(*rhos: float) -> ComposedDpEvent:
-    """Releases with these rho, in the form of `dp-accounting`."""
-    return ComposedDpEvent([ZCDpEvent(rho) for rho in rhos])
+class Training(BaseModel):
+    """DP-SGD as it is accounted (§6.5): Gaussian noise on a sum of clipped gradients, in steps.
+
+    multiplier: of the noise, per clip.   rate: chance of a unit to be in a step, independent of
+    all others.   steps: how many.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    multiplier: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+    rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=1, lt=2**31)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What several releases and trainings of the same units cost together.
+
+    rho: of all zCDP releases, exactly.   trainings: each DP-SGD training.
+    """
+
+    rho: Fraction = Fraction(0)
+    trainings: tuple[Training, ...] = ()
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.rho + other.rho, self.trainings + other.trainings)
+
+    def epsilon(self, delta: float) -> float:
+        """epsilon at delta (§6.3, §6.5); 0 if nothing was spent.   Raises as `epsilon_of`."""
+        rho = float(self.rho)
+        if self.rho > Fraction(rho):
+            rho = math.nextafter(rho, math.inf)
+        return _epsilon(rho, self.trainings, delta)
+
+
+def event_of(*rhos: float, trainings: tuple[Training, ...] = ()) -> "ComposedDpEvent":
+    """Releases with these rho, and trainings, in the form of `dp-accounting`."""
+    # Imported late: it takes longer than all the rest, and a courier never asks.
+    from dp_accounting import (
+        ComposedDpEvent,
+        GaussianDpEvent,
+        PoissonSampledDpEvent,
+        SelfComposedDpEvent,
+        ZCDpEvent,
+    )
+
+    steps = [
+        SelfComposedDpEvent(PoissonSampledDpEvent(t.rate, GaussianDpEvent(t.multiplier)), t.steps)
+        for t in trainings
+    ]
+    return ComposedDpEvent([*(ZCDpEvent(rho) for rho in rhos), *steps])
 
 
 def epsilon_of(rho: float, delta: float) -> float:
@@ -54,12 +112,21 @@ def epsilon_of(rho: float, delta: float) -> float:
 
     Raises ConfigInvalid for a rho that is negative or above a million, or a delta outside (0, 1).
     """
+    return _epsilon(rho, (), delta)
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(rho: float, trainings: tuple[Training, ...], delta: float) -> float:
+    from dp_accounting.rdp import RdpAccountant
+
     _check_delta(delta)
     if not 0 <= rho <= _LARGEST_RHO:
         raise ConfigInvalid(f"rho {rho:g} is not between 0 and {_LARGEST_RHO:g}")
-    if rho == 0:
+    if rho == 0 and not trainings:
         return 0.0
-    return float(RdpAccountant().compose(event_of(rho)).get_epsilon(delta))
+    event = event_of(*([rho] if rho else []), trainings=trainings)
+    accountant = RdpAccountant(_WHOLE_ORDERS if trainings else None)
+    return float(accountant.compose(event).get_epsilon(delta))
 
 
 def rho_for(epsilon: float, delta: float) -> float:
@@ -69,10 +136,7 @@ def rho_for(epsilon: float, delta: float) -> float:
     nobody (above 100), or a delta outside (0, 1).
     """
     _check_delta(delta)
-    if not 0 < epsilon <= 100:
-        raise ConfigInvalid(
-            f"epsilon {epsilon:g} is not between 0 and 100", hint="usual values are 0.5 to 8"
-        )
+    _check_epsilon(epsilon)
     # epsilon >= rho: at a larger rho every delta below 1/2 costs more.
     return _largest(lambda rho: epsilon_of(rho, delta) <= epsilon, epsilon)
 
@@ -80,6 +144,32 @@ def rho_for(epsilon: float, delta: float) -> float:
 def multiplier_for(epsilon: float, delta: float) -> float:
     """z of one release that costs epsilon at delta; raises as `rho_for`."""
     return multiplier_of(rho_for(epsilon, delta))
+
+
+def training_for(
+    epsilon: float, delta: float, rate: float, steps: int, rho: float = 0.0
+) -> Training:
+    """The DP-SGD with the least noise that, with releases of `rho`, costs at most epsilon at delta.
+
+    Raises ConfigInvalid if epsilon is out of range or no noise is enough.
+    """
+    _check_epsilon(epsilon)
+
+    def cost(inverse: float) -> float:
+        training = Training(multiplier=1 / inverse, rate=rate, steps=steps)
+        return _epsilon(rho, (training,), delta)
+
+    # Bisected over 1 / multiplier, in which epsilon rises; four digits are enough.
+    low, high = 1e-3, 1e2
+    if cost(low) > epsilon:
+        raise ConfigInvalid(
+            f"no noise in training is enough for epsilon {epsilon:g} at delta {delta:g}",
+            hint="choose a larger epsilon, or let the statistics cost less of it",
+        )
+    while high / low > 1 + 1e-4:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) <= epsilon else (low, middle)
+    return Training(multiplier=1 / low, rate=rate, steps=steps)
 
 
 def check_delta(delta: float, examples: int) -> None:
@@ -98,6 +188,13 @@ def check_delta(delta: float, examples: int) -> None:
 def _check_delta(delta: float) -> None:
     if not 0 < delta < 1:
         raise ConfigInvalid(f"delta {delta:g} is not between 0 and 1", hint="1e-6 is usual")
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 < epsilon <= 100:
+        raise ConfigInvalid(
+            f"epsilon {epsilon:g} is not between 0 and 100", hint="usual values are 0.5 to 8"
+        )
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -16,10 +16,12 @@ from blindmerge.errors import (
     PolicyRefused,
     ResourceMissing,
 )
+from blindmerge.privacy.accountant import Cost, Training, epsilon_of
 from blindmerge_client.ledger import Budget, Ledger
 
 DATASET = "sha256 of the examples"
-BUDGET = Budget(rho=1.0, delta=1e-6)
+DELTA = 1e-6
+BUDGET = Budget(epsilon=epsilon_of(1.0, DELTA), delta=DELTA)
 NOW = 1_800_000_000
 
 
@@ -29,20 +31,25 @@ class _Noise:
     def __init__(self) -> None:
         self.made: list[bytes] = []
 
-    def __call__(self) -> bytes:
+    def __call__(self, path: Path) -> None:
         self.made.append(b"noised %d" % len(self.made))
-        return self.made[-1]
+        path.write_bytes(self.made[-1])
 
 
 def ask(
     ledger: Ledger,
-    make: Callable[[], bytes],
+    make: Callable[[Path], None],
     job: str = "job",
-    phase: int = 0,
     rho: float = 0.25,
     now: int = NOW,
 ) -> bytes:
-    return ledger.release(DATASET, job, phase, rho=rho, budget=BUDGET, now=now, make=make)
+    cost = Cost(Fraction(rho))
+    path = ledger.release(DATASET, job, cost=cost, budget=BUDGET, now=now, make=make)
+    return path.read_bytes()
+
+
+def spent(ledger: Ledger) -> Fraction:
+    return ledger.read(DATASET).spent.rho
 
 
 @pytest.fixture
@@ -56,10 +63,10 @@ def test_a_release_is_charged_once_and_a_retry_gets_its_bytes(
     noise = _Noise()
     first = ask(ledger, noise)
     assert ask(Ledger(tmp_path / "ledger"), noise, now=NOW - 9) == first == b"noised 0"
-    assert ledger.read(DATASET).spent == Fraction(1, 4)
-    assert ask(ledger, noise, phase=1) == b"noised 1"
-    assert ask(ledger, noise, job="other") == b"noised 2"
-    assert ledger.read(DATASET).spent == Fraction(3, 4)
+    assert spent(ledger) == Fraction(1, 4)
+    assert ask(ledger, noise, job="second") == b"noised 1"
+    assert ask(ledger, noise, job="third") == b"noised 2"
+    assert spent(ledger) == Fraction(3, 4)
     kinds = [entry.kind for entry in ledger.read(DATASET).entries]
     assert kinds == ["opened", *["charged", "stored"] * 3]
 
@@ -72,15 +79,15 @@ def test_only_the_owner_may_read_it(ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_the_charge_is_on_disk_before_the_noise_is_drawn(ledger: Ledger, tmp_path: Path) -> None:
-    def die() -> bytes:
+    def die(_: Path) -> None:
         assert b"charged" in (tmp_path / "ledger" / "entries").read_bytes()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ask(ledger, die)
-    assert ledger.read(DATASET).spent == Fraction(1, 4)
+    assert spent(ledger) == Fraction(1, 4)
     assert ask(ledger, _Noise()) == b"noised 0"
-    assert ledger.read(DATASET).spent == Fraction(1, 2), "a crash counts as spent"
+    assert spent(ledger) == Fraction(1, 2), "a crash counts as spent"
 
 
 def test_what_would_exceed_the_budget_is_refused_before_any_work(ledger: Ledger) -> None:
@@ -93,7 +100,7 @@ def test_what_would_exceed_the_budget_is_refused_before_any_work(ledger: Ledger)
     assert raised.value.exit_code == 8
     assert len(noise.made) == 1
     ask(ledger, noise, job="second", rho=0.25)
-    assert ledger.read(DATASET).spent == 1
+    assert spent(ledger) == 1
 
 
 def test_a_retry_at_another_price_and_a_clock_set_back_are_refused(ledger: Ledger) -> None:
@@ -106,13 +113,17 @@ def test_a_retry_at_another_price_and_a_clock_set_back_are_refused(ledger: Ledge
     assert len(noise.made) == 1
 
 
-def test_two_jobs_at_once_are_refused(ledger: Ledger, tmp_path: Path) -> None:
-    def other() -> bytes:
+def test_two_jobs_at_once_are_refused(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blindmerge_client.ledger._PATIENCE_S", 0.0)
+
+    def other(path: Path) -> None:
         with pytest.raises(JobAborted, match=f"process {os.getpid()} uses the ledger"):
             ask(Ledger(tmp_path / "ledger"), _Noise(), job="second")
         with pytest.raises(JobAborted, match="uses the ledger"):
             ledger.read(DATASET)
-        return b"first"
+        path.write_bytes(b"first")
 
     assert ask(ledger, other) == b"first"
     assert ask(ledger, _Noise(), job="second") == b"noised 0"
@@ -147,7 +158,7 @@ def test_every_edited_byte_is_seen(ledger: Ledger, tmp_path: Path) -> None:
         with pytest.raises(LedgerTampered):
             ledger.read(DATASET)
         path.write_bytes(data)
-    assert ledger.read(DATASET).spent == Fraction(1, 4)
+    assert spent(ledger) == Fraction(1, 4)
 
 
 def test_rolling_back_one_of_the_files_gains_nothing(ledger: Ledger, tmp_path: Path) -> None:
@@ -221,11 +232,10 @@ def test_killed_at_every_write_it_goes_on_and_never_gives_two_releases_for_one_c
         if not (place / "ledger").exists():
             Ledger.create(place / "ledger", DATASET, now=NOW)
         ledger = Ledger(place / "ledger")
-        assert ledger.read(DATASET).spent >= Fraction(len(noise.made), 4)
+        assert spent(ledger) >= Fraction(len(noise.made), 4)
         data = ask(ledger, noise)
         assert data == noise.made[-1] == ask(ledger, noise)
-        spent = ledger.read(DATASET).spent
-        assert Fraction(len(noise.made), 4) <= spent <= Fraction(1, 2)
+        assert Fraction(len(noise.made), 4) <= spent(ledger) <= Fraction(1, 2)
         if not killed:
             assert at > 10, "every sync and rename of all files was tried"
             return
@@ -242,13 +252,13 @@ def test_half_an_entry_is_dropped_wherever_it_ends(ledger: Ledger, tmp_path: Pat
     charge_ends = len(before) + 4 + int.from_bytes(whole[len(before) : len(before) + 4], "big") + 32
     for end in range(len(before), charge_ends):
         path.write_bytes(whole[:end])
-        assert ledger.read(DATASET).spent == 0
+        assert spent(ledger) == 0
     # The entry whose head was not written yet counts.
     path.write_bytes(whole[:charge_ends])
-    assert ledger.read(DATASET).spent == Fraction(1, 4)
+    assert spent(ledger) == Fraction(1, 4)
     path.write_bytes(whole[: charge_ends - 1])
     assert ask(ledger, _Noise()) == b"noised 0"
-    assert ledger.read(DATASET).spent == Fraction(1, 4)
+    assert spent(ledger) == Fraction(1, 4)
 
 
 def test_a_full_disk_is_explained_and_nothing_is_drawn(
@@ -262,3 +272,57 @@ def test_a_full_disk_is_explained_and_nothing_is_drawn(
     with pytest.raises(ResourceMissing, match="disk is full"):
         ask(ledger, noise)
     assert not noise.made
+
+
+SGD = Training(multiplier=1.1, rate=0.1, steps=50)
+
+
+def train(ledger: Ledger, place: Callable[[], str], epsilon: float = 10.0) -> None:
+    budget = Budget(epsilon, DELTA)
+    cost = Cost(trainings=(SGD,))
+    ledger.train(DATASET, "training", cost=cost, budget=budget, now=NOW, place=place)
+
+
+def test_a_training_is_charged_before_its_model_has_its_place(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    def place() -> str:
+        assert b"charged" in (tmp_path / "ledger" / "entries").read_bytes()
+        return "ab" * 32
+
+    train(ledger, place)
+    book = ledger.read(DATASET)
+    assert book.training_of(bytes.fromhex("ab" * 32)) == SGD
+    assert book.training_of(bytes(32)) is None
+    assert book.spent == Cost(trainings=(SGD,))
+
+
+def test_training_and_release_are_in_one_budget(ledger: Ledger) -> None:
+    alone = Cost(trainings=(SGD,)).epsilon(DELTA)
+    together = Cost(Fraction(1, 4), (SGD,)).epsilon(DELTA)
+    assert alone < together < alone + epsilon_of(0.25, DELTA)
+    train(ledger, lambda: "ab" * 32, epsilon=alone)
+    noise, cost = _Noise(), Cost(Fraction(1, 4))
+    for epsilon, allowed in ((together * (1 - 1e-9), False), (together, True)):
+        try:
+            ledger.release(
+                DATASET, "job", cost=cost, budget=Budget(epsilon, DELTA), now=NOW, make=noise
+            )
+        except BudgetExhausted:
+            assert not allowed
+        else:
+            assert allowed
+    assert len(noise.made) == 1
+
+
+def test_a_training_that_dies_before_its_place_is_spent_and_its_model_unknown(
+    ledger: Ledger,
+) -> None:
+    def die() -> str:
+        raise _Killed
+
+    with pytest.raises(_Killed):
+        train(ledger, die)
+    book = ledger.read(DATASET)
+    assert book.spent == Cost(trainings=(SGD,))
+    assert book.training_of(bytes.fromhex("ab" * 32)) is None

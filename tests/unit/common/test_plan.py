@@ -42,6 +42,12 @@ def test_hash_is_sha256_of_the_bytes() -> None:
 
 
 MASKS = make_masks(4)
+NOISE = {
+    "mode": "statistics",
+    "epsilon": 3.0,
+    "delta": 1e-6,
+    "grams": {"multiplier": 2.0, "clip": 10.0, "weights": (1.0,) * 10},
+}
 
 CHANGES: dict[str, Any] = {
     "job": "job-2",
@@ -52,6 +58,7 @@ CHANGES: dict[str, Any] = {
     "examples": 1001,
     "max_length": 127,
     "masks": MASKS,
+    "noise": NOISE,
 }
 
 

@@ -1,6 +1,7 @@
 """Costs agree with formulas that `dp-accounting` does not share."""
 
 import math
+from fractions import Fraction
 
 import pytest
 from scipy.optimize import brentq, minimize_scalar
@@ -8,6 +9,8 @@ from scipy.special import log_ndtr
 
 from blindmerge.errors import ConfigInvalid
 from blindmerge.privacy.accountant import (
+    Cost,
+    Training,
     check_delta,
     epsilon_of,
     event_of,
@@ -15,6 +18,7 @@ from blindmerge.privacy.accountant import (
     multiplier_of,
     rho_for,
     rho_of,
+    training_for,
 )
 
 DELTA = 1e-6
@@ -109,3 +113,47 @@ def test_delta_above_one_in_the_examples_is_refused() -> None:
     check_delta(1e-6, 1_000_000)
     with pytest.raises(ConfigInvalid, match="too large for 1001 examples"):
         check_delta(1e-3, 1001)
+
+
+def test_a_step_that_takes_everybody_is_a_gaussian_release() -> None:
+    # Whole orders only: the best order of a rho + L / a may be missed by half of one.
+    step = Cost(trainings=(Training(multiplier=2.0, rate=1.0, steps=8),)).epsilon(DELTA)
+    assert _epsilon_by_minimum(1.0, DELTA) * (1 - 1e-6) <= step <= epsilon_of(1.0, DELTA) * 1.05
+
+
+def test_sampling_steps_and_noise_cost_what_they_should() -> None:
+    def cost(multiplier: float, rate: float, steps: int) -> float:
+        return Cost(trainings=(Training(multiplier=multiplier, rate=rate, steps=steps),)).epsilon(
+            DELTA
+        )
+
+    middle = cost(1.0, 0.05, 100)
+    assert cost(1.1, 0.05, 100) < middle < cost(0.9, 0.05, 100)
+    assert cost(1.0, 0.04, 100) < middle < cost(1.0, 0.06, 100)
+    assert cost(1.0, 0.05, 99) < middle < cost(1.0, 0.05, 101)
+
+
+def test_a_training_and_a_release_add_up_order_by_order() -> None:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    training = Training(multiplier=1.2, rate=0.1, steps=30)
+    step = PoissonSampledDpEvent(0.1, GaussianDpEvent(1.2))
+    orders = list(range(2, 65))
+    curve = RdpAccountant(orders).compose(SelfComposedDpEvent(step, 30))
+    together = curve.compose(event_of(0.2)).get_epsilon(DELTA)
+    ours = (Cost(Fraction(0.2)) + Cost(trainings=(training,))).epsilon(DELTA)
+    assert ours == pytest.approx(together, rel=1e-9)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.01])
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_the_noise_of_a_training_is_just_enough(epsilon: float, rho: float) -> None:
+    training = training_for(epsilon, DELTA, rate=0.1, steps=60, rho=rho)
+    cost = Cost(Fraction(rho), (training,))
+    assert 0.99 * epsilon < cost.epsilon(DELTA) <= epsilon
+
+
+def test_a_training_that_nothing_is_left_for_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="no noise in training is enough"):
+        training_for(1.0, DELTA, rate=0.1, steps=60, rho=rho_for(1.0, DELTA))

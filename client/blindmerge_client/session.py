@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -200,7 +201,9 @@ class Session:
                 raise PeerInvalid(f"block {number} is asked for before block {before} is delivered")
             tensors = self._writer.read(before)
             runner.model.load_state_dict(
-                {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False
+                # The model computes in float32, whatever the checkpoint is written in.
+                {n: torch.from_numpy(tensor.astype(np.float32)) for n, tensor in tensors.items()},
+                strict=False,
             )
         return runner
 

@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from blindmerge import canonical
 from blindmerge.errors import CheckpointInvalid, NotFinite, SchemaMismatch
@@ -22,14 +21,13 @@ from blindmerge.files import replacing
 from blindmerge.manifest import Block, Manifest, describe, task_of
 from blindmerge.statistic import Array
 from blindmerge.tasks import Task
+from blindmerge.tensorfile import DTYPES, Stored, is_weight, read_header, read_tensor
 
 __all__ = ["Checkpoint", "CheckpointWriter", "Tensors", "check_fine_tuned"]
 
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Tensors in the dtype of the checkpoint."""
 
-_INTEGERS = {"I64", "I32", "U8", "BOOL"}  # buffers such as position ids; no rule merges them
-_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What changes from save to save and says nothing about the function that the model computes.
 _VOLATILE = {
@@ -59,9 +57,12 @@ _MIN_COSINE = 0.5
 class Checkpoint:
     """A folder with `config.json` and safetensors files, one or sharded.
 
-    architecture: the class that loads it.   shapes: of every tensor, by name.
+    architecture: the class that loads it.
     labels: in the order of the head's outputs; empty if the config names none.
-    Raises CheckpointInvalid if the folder is not such a checkpoint; only headers are read.
+    Numbers may be of any float dtype, tensor by tensor; they are merged in float64, and written
+    in the dtype that the tensor has in the base.
+    Raises CheckpointInvalid if the folder is not such a checkpoint, or its weights are quantised;
+    only headers are read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,53 +73,45 @@ class Checkpoint:
             raise CheckpointInvalid(f"'{path / 'config.json'}' names no architecture")
         self.architecture = str(architectures[0])
         self.labels = _labels(self.config, path)
-        self._files: dict[str, Path] = {}
-        self._dtypes: dict[str, str] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        _check_not_quantised(self.config, path)
+        self._stored: dict[str, Stored] = {}
         for file, names in _weight_files(path).items():
-            self._read_header(file, names)
+            self._read_file(file, names)
 
-    def _read_header(self, file: Path, expected: frozenset[str] | None) -> None:
+    def _read_file(self, file: Path, expected: frozenset[str] | None) -> None:
         """expected: the names that the index promises in this file; None without an index."""
-        try:
-            with safe_open(file, framework="numpy") as stream:
-                names = frozenset(stream.keys())
-                for name in names:
-                    part = stream.get_slice(name)
-                    self._dtypes[name] = part.get_dtype()
-                    self.shapes[name] = tuple(part.get_shape())
-                    self._files[name] = file
-        except (OSError, SafetensorError) as error:
-            raise CheckpointInvalid(
-                f"'{file}' is not a readable safetensors file",
-                hint="it may be incomplete: copy it again",
-            ) from error
-        if expected is not None and names != expected:
-            odd = min(names ^ expected)
+        found = read_header(file)
+        promised = found.keys() if expected is None else {n for n in expected if is_weight(n)}
+        if found.keys() != promised:
+            odd = min(found.keys() ^ promised)
             raise CheckpointInvalid(f"'{file}' and the index disagree about the tensor '{odd}'")
-        for name in sorted(names):
-            if (dtype := self._dtypes[name]) not in _DTYPES and dtype not in _INTEGERS:
-                raise CheckpointInvalid(
-                    f"tensor '{name}' in '{file}' is {dtype}",
-                    hint=f"save the model as one of: {', '.join(sorted(_DTYPES))}",
-                )
+        self._stored |= found
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, by name."""
+        return {name: stored.shape for name, stored in self._stored.items()}
 
     @property
     def task(self) -> Task:
         """What the model does.   Raises CheckpointInvalid if there are no rules for its class."""
         return task_of(self.architecture, self.config)
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
         """Every tensor and its rule.
 
-        Raises CheckpointInvalid if a tensor that is to be merged holds integers (other errors:
+        Raises CheckpointInvalid if the head has not one output for each label (other errors:
         see `describe`).
         """
         manifest = describe(self.architecture, self.shapes)
-        for name in manifest.shapes:
-            if self._dtypes[name] not in _DTYPES:
-                raise CheckpointInvalid(f"tensor '{name}' in '{self.path}' holds integers")
+        head = manifest.blocks[-1].groups[-1].layers[-1] if manifest.blocks[-1].groups else None
+        if self.labels and head is not None and head.outputs != len(self.labels):
+            raise CheckpointInvalid(
+                f"the head '{head.name}' in '{self.path}' has {head.outputs} outputs, "
+                f"config.json names {len(self.labels)} labels",
+                hint="give id2label in config.json a name for each output of the head",
+            )
         return manifest
 
     def read(self, names: Iterable[str]) -> dict[str, Array]:
@@ -130,14 +123,13 @@ class Checkpoint:
 
     def dtype(self, name: str) -> npt.DTypeLike:
         """The dtype of a tensor in the file."""
-        return _DTYPES[self._dtypes[name]]
+        return DTYPES[self._stored[name].dtype]
 
     def _raw(self, names: Iterable[str]) -> Iterable[tuple[str, npt.NDArray[Any]]]:
         for name in names:
-            if name not in self.shapes:
+            if name not in self._stored:
                 raise CheckpointInvalid(f"'{self.path}' has no tensor '{name}'")
-            with safe_open(self._files[name], framework="numpy") as stream:
-                array = stream.get_tensor(name)
+            array = read_tensor(self._stored[name], name)
             if not np.isfinite(array).all():
                 # Not NotFinite: that is a peer's fault, and this message names a file of ours.
                 raise CheckpointInvalid(
@@ -162,10 +154,11 @@ class Checkpoint:
         digest.update(canonical.encode(tokenizer))
         if (self.path / _TOKENIZER_CONFIG).is_file():
             digest.update(_stable(_read_json(self.path / _TOKENIZER_CONFIG)))
-        for name in sorted(self.shapes):
-            digest.update(canonical.encode([name, self._dtypes[name], self.shapes[name]]))
+        for name, stored in sorted(self._stored.items()):
+            digest.update(canonical.encode([name, stored.dtype, stored.shape]))
             for _, array in self._raw([name]):
-                digest.update(np.ascontiguousarray(array).data)
+                # As bytes: bfloat16 is no dtype that Python's buffers know.
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
 
@@ -256,12 +249,8 @@ class CheckpointWriter:
 
     def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
         """The tensors of block number `index`, as written.   Raises CheckpointInvalid."""
-        try:
-            return load((self.path / self._shard(index)).read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointInvalid(
-                f"block '{self._blocks[index].name}' cannot be read from '{self.path}'"
-            ) from error
+        stored = read_header(self.path / self._shard(index))
+        return {name: read_tensor(each, name) for name, each in stored.items()}
 
     def has(self, index: int) -> bool:
         """Whether block number `index` is written."""
@@ -316,6 +305,17 @@ def _labels(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
             f"id2label in '{path / 'config.json'}' does not number the labels 0, 1, 2 ..."
         )
     return tuple(str(by_id[str(index)]) for index in range(len(by_id)))
+
+
+def _check_not_quantised(config: Mapping[str, Any], path: Path) -> None:
+    found = config.get("quantization_config")
+    if found:
+        how = found.get("quant_method") if isinstance(found, dict) else None
+        raise CheckpointInvalid(
+            f"the weights in '{path}' are quantised" + (f" ({how})" if how else ""),
+            hint="rounded to a few bits they cannot be merged: give the model in full precision, "
+            "e.g. saved after `model.dequantize()`",
+        )
 
 
 def _stable(config: Mapping[str, Any]) -> bytes:

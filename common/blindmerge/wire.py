@@ -7,6 +7,7 @@ about size allocates nothing. (`numpy.save`'s header would be parsed first.)
 import math
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +19,8 @@ WireArray: TypeAlias = tuple[str, tuple[int, ...], str, bytes]
 """dtype, shape, serialisation, data: the four fields of `flwr.app.Array`."""
 
 _SERIALISATION = "blindmerge/little-endian"
-_DTYPES = ("float16", "float32", "float64", "uint8")
+# Once ml_dtypes is imported, numpy knows bfloat16 by its name.
+_DTYPES = (np.dtype(ml_dtypes.bfloat16).name, "float16", "float32", "float64", "uint8")
 _MAX_DIMENSIONS = 8  # numpy refuses more than 64 with a ValueError
 _MAX_SIZE = 2**48
 

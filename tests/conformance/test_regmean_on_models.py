@@ -13,37 +13,21 @@ from transformers import (
     AutoTokenizer,
 )
 
-from blindmerge.checkpoint import Checkpoint, CheckpointWriter
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.manifest import Group
 from blindmerge.merge import RegMean
 from blindmerge.statistic import Array
 from blindmerge.tasks import Task
 from blindmerge_client.batches import batches
 from blindmerge_client.models import load_model, load_tokenizer
-from blindmerge_server.rounds import BlockSum, solve_block
 from support.captured import captured_rows
 from support.evidence import stacked
 from support.jobs import Job, make_job
+from support.merging import merge
 from support.pico import ARCHITECTURES, Architecture
 
 OWNERS = 3
 each_task = pytest.mark.parametrize("task", get_args(Task))
-
-
-def merge(job: Job) -> Path:
-    """The whole job without any transport; returns the merged checkpoint's folder."""
-    base = Checkpoint(job.base)
-    writer = CheckpointWriter(job.folder / "merged", base, job.plan.blocks)
-    sessions = [job.session(owner) for owner in range(len(job.owners))]
-    for number in range(len(job.plan.blocks)):
-        block_sum = BlockSum(job.plan, number)
-        for owner, session in enumerate(sessions):
-            block_sum.add(f"owner-{owner}", session.contribute(number).arrays)
-        solve_block(job.plan, block_sum.total(), base, writer)
-        for session in sessions:
-            session.receive(writer.read(number))
-    writer.finish()
-    return job.folder / "merged"
 
 
 def least_squares(

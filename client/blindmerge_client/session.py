@@ -175,8 +175,8 @@ class Session:
         return self._runner_of(load_model(self._own.path), _MERGED_STATES)
 
     def _runner_of(self, model: PreTrainedModel, states: str) -> BlockRunner:
-        modules = self.plan.manifest.modules
-        return BlockRunner(model, modules, self._batches, self.folder / states)
+        manifest, folder = self.plan.manifest, self.folder / states
+        return BlockRunner(model, manifest.modules, self._batches, folder, manifest.repeated)
 
     def _grams(self, block: Block) -> dict[str, GramEvidence]:
         if Evidence.GRAM not in self.plan.method.needs:

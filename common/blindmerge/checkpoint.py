@@ -205,7 +205,7 @@ def _cosine(own: Checkpoint, base: Checkpoint) -> float:
     """
     product = own_square = base_square = 0.0
     groups = [group for block in base.manifest.blocks if block.module for group in block.groups]
-    for name in [f"{layer.name}.weight" for group in groups for layer in group.layers]:
+    for name in sorted({layer.tensors[0] for group in groups for layer in group.layers}):
         a, b = (checkpoint.read([name])[name].ravel() for checkpoint in (own, base))
         product += float(a @ b)
         own_square += float(a @ a)

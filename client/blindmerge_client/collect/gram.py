@@ -15,7 +15,7 @@ from blindmerge.manifest import Block
 from blindmerge.merge import CrossGramEvidence, GramEvidence
 from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch
-from blindmerge_client.collect.inputs import watched
+from blindmerge_client.collect.inputs import Seen, awaited, watched
 from blindmerge_client.collect.runner import BlockRunner
 
 __all__ = ["collect_cross_grams", "collect_grams", "collect_merged_grams"]
@@ -29,12 +29,12 @@ class _Gram:
         self._upper = np.zeros((width, width), order="F")
         self.rows = 0
 
-    def add(self, rows: Array) -> None:
-        """rows: [n, width]."""
+    def add(self, seen: Seen) -> None:
+        """Adds the rows of a pass."""
         self._upper = blas.dsyrk(
-            1.0, rows.T, beta=1.0, c=self._upper, trans=0, lower=0, overwrite_c=1
+            1.0, seen.rows.T, beta=1.0, c=self._upper, trans=0, lower=0, overwrite_c=1
         )
-        self.rows += len(rows)
+        self.rows += seen.count
 
     def total(self) -> Array:
         """The whole symmetric matrix."""
@@ -49,7 +49,7 @@ def collect_grams(model: nn.Module, runner: BlockRunner, block: Block) -> dict[s
 
 def collect_merged_grams(merged: BlockRunner, block: Block) -> dict[str, GramEvidence]:
     """The same in the model merged so far, whose `block` is still the owner's."""
-    layers = [layer.name for group in block.groups for layer in group.layers]
+    layers = awaited(block.groups)
     return _over(merged.peek(block.module, layers), merged.model, block) if layers else {}
 
 
@@ -57,8 +57,8 @@ def _over(passes: Iterable[Batch], model: nn.Module, block: Block) -> dict[str, 
     grams = {group.name: _Gram(group.width) for group in block.groups}
     with watched(model, block.groups) as inputs:
         for batch in passes:
-            for name, rows in inputs.rows(batch).items():
-                grams[name].add(rows)
+            for name, seen in inputs.rows(batch).items():
+                grams[name].add(seen)
     return {name: GramEvidence(gram.total(), gram.rows) for name, gram in grams.items()}
 
 
@@ -75,14 +75,15 @@ def collect_cross_grams(
     grams = {group.name: _Gram(group.width) for group in block.groups}
     crosses = {g.name: np.zeros((g.width, g.width), order="F") for g in block.groups}
     with watched(merged.model, block.groups) as there, watched(own.model, block.groups) as here:
-        layers = [layer.name for group in block.groups for layer in group.layers]
+        layers = awaited(block.groups)
         passes = [runner.peek(block.module, layers) for runner in (merged, own)]
         for batch, _ in zip(*passes, strict=True):
             other, ours = there.rows(batch), here.rows(batch)
-            for name, rows in other.items():
-                grams[name].add(rows)
+            for name, seen in other.items():
+                grams[name].add(seen)
+                rows, own_rows = seen.rows.T, ours[name].rows.T
                 crosses[name] = blas.dgemm(
-                    1.0, rows.T, ours[name].T, trans_b=1, beta=1.0, c=crosses[name], overwrite_c=1
+                    1.0, rows, own_rows, trans_b=1, beta=1.0, c=crosses[name], overwrite_c=1
                 )
     return {
         name: CrossGramEvidence(gram.total(), np.ascontiguousarray(crosses[name]), gram.rows)

@@ -4,20 +4,38 @@ Padding is no row; special tokens and every part of a word are, also in the head
 whose loss sees first tokens of words alone. Inputs may be passed by position or keyword.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from blindmerge.errors import CheckpointInvalid
-from blindmerge.manifest import Group
+from blindmerge.manifest import Group, Rows
 from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch
 
-__all__ = ["Inputs", "watched"]
+__all__ = ["Inputs", "Seen", "awaited", "watched"]
+
+_Call: TypeAlias = tuple[Any, ...]
+"""The arguments of one call of a module, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a group got in a pass.
+
+    rows: X~ [n, width], float64; may be scaled, so that X~^T X~ is a weighted sum.
+    count: how many rows that is in all, what a mean divides by.
+    """
+
+    rows: Array
+    count: int
 
 
 class Inputs:
@@ -25,36 +43,57 @@ class Inputs:
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = tuple(groups)
-        self._calls: dict[str, torch.Tensor] = {}  # by layer, in the pass that runs
+        self._calls: dict[str, list[_Call]] = {}  # by path of a module, in the pass that runs
 
-    def see(self, layer: str, inputs: torch.Tensor) -> None:
-        """A layer is called with `inputs`."""
-        if layer in self._calls:
-            raise CheckpointInvalid(f"the layer '{layer}' was called twice in one pass")
-        self._calls[layer] = inputs
+    def see(self, path: str, arguments: _Call) -> None:
+        """The module at `path` is called with `arguments`."""
+        self._calls.setdefault(path, []).append(arguments)
 
-    def rows(self, batch: Batch) -> dict[str, Array]:
-        """X~ [rows, width] of every group, float64, from the pass over `batch` that just ended.
+    def rows(self, batch: Batch) -> dict[str, Seen]:
+        """X~ of every group, from the pass over `batch` that just ended.
 
-        Raises CheckpointInvalid unless every layer was called once, those of a group on one
-        input, with a shape that fits the batch.
+        Raises CheckpointInvalid unless every layer was called as often as its rule says, those
+        of a group on one input, with a shape that fits the batch.
         """
-        mask = batch.inputs["attention_mask"].bool()
-        rows = {group.name: _extended(group, self._input(group), mask) for group in self._groups}
+        seen = {group.name: _seen(group, self._inputs(group), batch) for group in self._groups}
         self._calls = {}
-        return rows
+        return seen
 
-    def _input(self, group: Group) -> torch.Tensor:
+    def _inputs(self, group: Group) -> list[torch.Tensor]:
+        """The common input of the layers of a group, call by call."""
+        calls = []
         for layer in group.layers:
-            if layer.name not in self._calls:
-                raise CheckpointInvalid(f"the layer '{layer.name}' was not called in a pass")
-        first, *others = (self._calls[layer.name] for layer in group.layers)
-        if not all(_same(first, other) for other in others):
-            raise CheckpointInvalid(
-                f"the layers of '{group.name}' do not share one input",
-                hint="the model's code differs from its architecture's rules",
-            )
+            calls.append([arguments[0] for arguments in self._calls.get(layer.path, ())])
+            _check_count(group, layer.name, len(calls[-1]))
+        first, *others = calls
+        for each in others:
+            if len(each) != len(first) or not all(map(_same, first, each)):
+                raise CheckpointInvalid(
+                    f"the layers of '{group.name}' do not share one input",
+                    hint="the model's code differs from its architecture's rules",
+                )
         return first
+
+
+def _check_count(group: Group, layer: str, calls: int) -> None:
+    expected = _CALLS.get(group.rows, 1)
+    if calls == 0:
+        raise CheckpointInvalid(f"the layer '{layer}' was not called in a pass")
+    if calls != expected and not group.repeated:
+        raise CheckpointInvalid(
+            f"the layer '{layer}' was called {calls} times in one pass, but its rule is for "
+            f"{expected}",
+            hint="the model's code differs from its architecture's rules",
+        )
+
+
+def awaited(groups: Sequence[Group]) -> list[str]:
+    """Paths of the modules that have to be called before all inputs are seen, as often as that."""
+    counts: Counter[str] = Counter()
+    for group in groups:
+        for layer in group.layers:
+            counts[layer.path] = max(counts[layer.path], _CALLS.get(group.rows, 1))
+    return list(counts.elements())
 
 
 @contextmanager
@@ -63,38 +102,101 @@ def watched(model: nn.Module, groups: Sequence[Group]) -> Iterator[Inputs]:
     inputs = Inputs(groups)
     handles = []
     try:
-        for layer in (layer for group in groups for layer in group.layers):
-            module = model.get_submodule(layer.name)
-            hook = _hook(layer.name, inputs)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for path in dict.fromkeys(awaited(groups)):
+            hook = _hook(path, inputs)
+            handles.append(
+                model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+            )
         yield inputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(layer: str, inputs: Inputs) -> Any:
-    def see(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.see(layer, args[0] if args else kwargs["input"])
+def _hook(path: str, inputs: Inputs) -> Any:
+    def see(_module: nn.Module, args: _Call, kwargs: dict[str, Any]) -> None:
+        inputs.see(path, (*args, *kwargs.values()))
 
     return see
 
 
-def _extended(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> Array:
-    """The rows that count, with ones for a bias."""
-    rows = _rows(group, inputs.detach(), mask)
-    extended = np.empty((len(rows), group.width))
-    extended[:, : group.inputs] = rows.numpy()
-    extended[:, group.inputs :] = 1.0
-    return extended
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows [n, inputs], and what they are multiplied by, ones for a bias included."""
+
+    rows: torch.Tensor
+    scale: float = 1.0
 
 
-def _rows(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    if group.rows == "sequences" and inputs.shape[:-1] == mask.shape[:1]:
-        return inputs
-    if group.rows == "tokens" and inputs.shape[:-1] == mask.shape:
+def _seen(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
+    parts, count = _KINDS[group.rows](group, calls, batch)
+    rows = np.empty((sum(len(part.rows) for part in parts), group.width))
+    start = 0
+    for part in parts:
+        here = rows[start : start + len(part.rows)]
+        here[:, : group.inputs] = part.rows.detach().numpy()
+        here[:, group.inputs :] = 1.0
+        if part.scale != 1.0:
+            here *= part.scale
+        start += len(part.rows)
+    return Seen(rows, count)
+
+
+_Rows: TypeAlias = tuple[Sequence[_Part], int]
+
+
+def _tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+    mask = batch.inputs["attention_mask"].bool()
+    parts = [_Part(_masked(group, inputs, mask)) for inputs in calls]
+    return parts, sum(len(part.rows) for part in parts)
+
+
+def _masked(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The real tokens of [texts, tokens, inputs], or of that with the first two as one."""
+    if inputs.shape[:-1] == mask.shape:
         return inputs[mask]
-    raise CheckpointInvalid(
+    if inputs.shape[:-1] == (mask.numel(),):
+        return inputs[mask.flatten()]
+    raise _unfit(group, inputs)
+
+
+def _sequences(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+    (inputs,) = calls
+    if inputs.shape[:-1] != (len(batch.indices),):
+        raise _unfit(group, inputs)
+    return [_Part(inputs)], len(inputs)
+
+
+def _last_tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+    (inputs,) = calls
+    mask = batch.inputs["attention_mask"]
+    if inputs.shape[:-1] != mask.shape:
+        raise _unfit(group, inputs)
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+    return [_Part(inputs[torch.arange(len(last)), last])], len(last)
+
+
+def _tokens_and_positions(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+    inputs, table = calls
+    tokens = _masked(group, inputs, batch.inputs["attention_mask"].bool())
+    if table.shape[:-1] != (1, table.shape[-2]):
+        raise _unfit(group, table)
+    # Over all passes the table weighs as much as the tokens, however many texts share one pass.
+    return [_Part(tokens), _Part(table[0], math.sqrt(len(tokens) / table.shape[1]))], len(tokens)
+
+
+_KINDS: Mapping[Rows, Callable[[Group, Sequence[torch.Tensor], Batch], _Rows]] = {
+    "tokens": _tokens,
+    "sequences": _sequences,
+    "last-tokens": _last_tokens,
+    "tokens-and-positions": _tokens_and_positions,
+}
+_CALLS: Mapping[Rows, int] = {"tokens-and-positions": 2}
+"""How often a layer is called in a pass, if not once."""
+
+
+def _unfit(group: Group, inputs: torch.Tensor) -> CheckpointInvalid:
+    return CheckpointInvalid(
         f"the input of '{group.name}' has the shape {list(inputs.shape)}, "
         f"which does not fit rows of {group.rows}"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest.architectures import ARCHITECTURES
-from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows
+from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows, Stored
 from blindmerge.manifest.rules import Architecture, Shapes, manifest_of
 from blindmerge.tasks import Task
 
@@ -25,6 +25,7 @@ __all__ = [
     "Manifest",
     "Mean",
     "Rows",
+    "Stored",
     "describe",
     "task_of",
 ]

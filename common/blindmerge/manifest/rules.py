@@ -1,19 +1,29 @@
 """Rules of an architecture, and the manifest that they make of a checkpoint's tensors.
 
-An architecture is what comes before its layers, the layers, and a head. Rules name groups of
-linear layers and, by a pattern, what is averaged; a tensor that no rule names is an error.
+An architecture is what comes before its layers, one or several stacks of layers, and a head.
+Rules name groups of linear layers and, by a pattern, what is averaged; a tensor that no rule
+names is an error.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
-from blindmerge.manifest.blocks import Block, Group, Linear, Manifest, Mean, Rows
+from blindmerge.manifest.blocks import Block, Group, Layout, Linear, Manifest, Mean, Rows
 from blindmerge.tasks import Task
 
-__all__ = ["Architecture", "GroupRule", "Part", "Shapes", "manifest_of", "sequences", "tokens"]
+__all__ = [
+    "Architecture",
+    "GroupRule",
+    "Part",
+    "Shapes",
+    "last_tokens",
+    "manifest_of",
+    "sequences",
+    "tokens",
+]
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -22,23 +32,35 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 class GroupRule:
     """Layers of a part with a common input; names are relative to the part's path.
 
-    optional: a model may come without them.
+    optional: a model may come without them.   layout: of their weights.
+    repeated, parallel: as in `Group`.
     """
 
     name: str
     rows: Rows
     layers: tuple[str, ...]
     optional: bool = False
+    layout: Layout = "outputs-first"
+    repeated: bool = False
+    parallel: bool = False
 
 
-def tokens(name: str, *layers: str) -> GroupRule:
+def tokens(name: str, *layers: str, **changes: Any) -> GroupRule:
     """Layers called with all tokens; the layer `name` itself if no others are given."""
-    return GroupRule(name, "tokens", layers or (name,))
+    return GroupRule(name, "tokens", layers or (name,), **changes)
 
 
 def sequences(*names: str) -> tuple[GroupRule, ...]:
     """Layers of a head, one after another, called with one row per text."""
     return tuple(GroupRule(name, "sequences", (name,)) for name in names)
+
+
+def last_tokens(name: str) -> tuple[GroupRule, ...]:
+    """A head called with all tokens, of which the last alone counts: a decoder's classifier.
+
+    What it does to other tokens is thrown away, so they have no say in how it is merged.
+    """
+    return (GroupRule(name, "last-tokens", (name,)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +81,13 @@ class Architecture:
 
     tasks: what it can do; its config says which, if there are several.
     first: embeddings, and all else that is needed before the first layer.
-    layers: its path is that of the list of layers; the rules are those of each of them.
+    layers: stacks of layers in forward order; the path of each is that of a list of layers, the
+        rules are those of every layer in it.
     """
 
     tasks: tuple[Task, ...]
     first: Part
-    layers: Part
+    layers: tuple[Part, ...]
     head: Part
 
     def for_words(self, *names: str) -> "Architecture":
@@ -82,13 +105,18 @@ def manifest_of(name: str, rules: Architecture, shapes: Shapes) -> Manifest:
     empty = sorted(tensor for tensor, shape in shapes.items() if 0 in shape)
     if empty:
         raise CheckpointInvalid(f"the tensor '{empty[0]}' is empty: {list(shapes[empty[0]])}")
-    paths = _layers(rules.layers.path, shapes)
+    stacks = [(part, _layers(part.path, shapes)) for part in rules.layers]
     first = _block("embeddings", rules.first, shapes)
+    before = stacks[0][1][0]
     blocks = (
         first.model_copy(update={"groups": ()}),
-        # A block of its own: embeddings are merged when their projection is regressed.
-        *(Block(name=g.name, module=paths[0], groups=(g,), means=()) for g in first.groups),
-        *(_block(path, replace(rules.layers, path=path), shapes, module=path) for path in paths),
+        # Blocks of their own: embeddings are merged when their projection is regressed.
+        *(Block(name=g.name, module=before, groups=(g,), means=()) for g in first.groups),
+        *(
+            _block(path, replace(part, path=path), shapes, module=path)
+            for part, paths in stacks
+            for path in paths
+        ),
         _block("head", rules.head, shapes),
     )
     manifest = Manifest(architecture=name, blocks=blocks)
@@ -137,20 +165,32 @@ def _occurs(prefix: str, rule: GroupRule, shapes: Shapes) -> bool:
 
 
 def _group(prefix: str, rule: GroupRule, shapes: Shapes) -> Group:
-    layers, inputs, biases = [], set(), set()
+    layers, inputs = [], set()
     for relative in rule.layers:
-        name = prefix + relative
-        shape = shapes.get(f"{name}.weight")
-        if shape is None or len(shape) != 2:
-            raise CheckpointInvalid(f"the matrix '{name}.weight' is missing from the checkpoint")
-        bias = shapes.get(f"{name}.bias")
-        if bias is not None and bias != (shape[0],):
-            raise CheckpointInvalid(f"'{name}.bias' does not fit '{name}.weight'")
-        layers.append(Linear(name=name, outputs=shape[0], bias=bias is not None))
-        inputs.add(shape[1])
-        biases.add(bias is not None)
-    if len(inputs) != 1 or len(biases) != 1:
+        layer, width = _linear(prefix + relative, rule.layout, shapes)
+        layers.append(layer)
+        inputs.add(width)
+    if len(inputs) != 1 or len({layer.bias for layer in layers}) != 1:
         raise CheckpointInvalid(
             f"the layers of '{prefix}{rule.name}' differ in width or in having biases"
         )
-    return Group(name=prefix + rule.name, inputs=inputs.pop(), rows=rule.rows, layers=tuple(layers))
+    return Group(
+        name=prefix + rule.name,
+        inputs=inputs.pop(),
+        rows=rule.rows,
+        layers=tuple(layers),
+        repeated=rule.repeated,
+        parallel=rule.parallel,
+    )
+
+
+def _linear(name: str, layout: Layout, shapes: Shapes) -> tuple[Linear, int]:
+    """A layer with tensors of its own, and its number of inputs."""
+    shape = shapes.get(f"{name}.weight")
+    if shape is None or len(shape) != 2:
+        raise CheckpointInvalid(f"the matrix '{name}.weight' is missing from the checkpoint")
+    outputs, inputs = shape if layout == "outputs-first" else reversed(shape)
+    bias = shapes.get(f"{name}.bias")
+    if bias is not None and bias != (outputs,):
+        raise CheckpointInvalid(f"'{name}.bias' does not fit '{name}.weight'")
+    return Linear(name=name, outputs=outputs, bias=bias is not None, layout=layout), inputs

@@ -3,14 +3,15 @@
 What an owner sends for a layer is measured in the model merged so far. How far that is is the
 option `rounds`, since every step of it is one sum over the owners:
 
-- `group`: layers with a common input at a time. All that comes before is merged.
+- `group`: layers with a common input at a time, and with them those whose input does not depend
+  on theirs. All that comes before is merged.
 - `layer`: a whole transformer layer at a time, a quarter of the sums in a BERT. Within the layer
   the inputs are those that the owner's own sublayers make of the merged hidden states.
 """
 
 from typing import ClassVar, Literal
 
-from blindmerge.manifest import Block, Manifest
+from blindmerge.manifest import Block, Group, Manifest
 from blindmerge.merge.least_squares import LeastSquares
 
 __all__ = ["ForwardOrder"]
@@ -33,14 +34,20 @@ class ForwardOrder(LeastSquares):
 
 
 def _by_group(block: Block) -> tuple[Block, ...]:
-    if len(block.groups) < 2:
+    steps: list[list[Group]] = []
+    for group in block.groups:
+        if group.parallel and steps:
+            steps[-1].append(group)
+        else:
+            steps.append([group])
+    if len(steps) < 2:
         return (block,)
     return tuple(
         Block(
-            name=group.name,
+            name=step[0].name,
             module=block.module,
-            groups=(group,),
+            groups=tuple(step),
             means=() if number else block.means,
         )
-        for number, group in enumerate(block.groups)
+        for number, step in enumerate(steps)
     )

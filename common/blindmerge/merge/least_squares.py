@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, lapack
 
-from blindmerge.manifest import Block, Group, Linear
+from blindmerge.manifest import Block, Group
 from blindmerge.merge.method import (
     BlockEvidence,
     LayerReport,
@@ -33,6 +33,7 @@ from blindmerge.merge.method import (
     Weights,
     total_weight,
 )
+from blindmerge.merge.stacking import put_stacked, stacked
 from blindmerge.statistic import (
     Array,
     Schema,
@@ -42,7 +43,7 @@ from blindmerge.statistic import (
     unpack_symmetric,
 )
 
-__all__ = ["Equations", "LeastSquares", "solve_scaled", "stacked"]
+__all__ = ["Equations", "LeastSquares", "solve_scaled"]
 
 _FIRST_RAISED_RIDGE = 1e-12  # where to go from a ridge of zero
 _LAST_RAISED_RIDGE = 1e3  # beyond it the result is the average
@@ -142,12 +143,15 @@ class LeastSquares(Options):
         """Means for averaged tensors, one factorisation per group for the rest."""
         weight = total_weight(total)
         weights = {m.name: base[m.name] + total[f"{m.name}:delta"] / weight for m in block.means}
+        weights |= {
+            name: np.empty(shape) for name, shape in block.shapes.items() if name not in weights
+        }
         reports = []
         for group in block.groups:
             solved, report = self._solve_group(block, group, total, weight)
             reports.append(report)
             for layer in group.layers:
-                weights |= _unstacked(layer, stacked(layer, base) + solved[layer.name])
+                put_stacked(layer, stacked(layer, base) + solved[layer.name], weights)
         return Solved(weights, tuple(reports))
 
     def _solve_group(
@@ -229,20 +233,3 @@ def _solve_shifted(gram: Array, target: Array, shift: float) -> tuple[Array, flo
         return None
     solution = cho_solve((factor, lower), jacobi[:, None] * target, overwrite_b=True)
     return jacobi[:, None] * solution, float(1.0 / reciprocal)
-
-
-def stacked(layer: Linear, weights: Weights) -> Array:
-    """W~ [width, outputs]: the transposed weight, with the bias as its last row."""
-    weight = weights[f"{layer.name}.weight"].T
-    if not layer.bias:
-        return np.ascontiguousarray(weight)
-    return np.vstack([weight, weights[f"{layer.name}.bias"]])
-
-
-def _unstacked(layer: Linear, stacked: Array) -> dict[str, Array]:
-    if not layer.bias:
-        return {f"{layer.name}.weight": np.ascontiguousarray(stacked.T)}
-    return {
-        f"{layer.name}.weight": np.ascontiguousarray(stacked[:-1].T),
-        f"{layer.name}.bias": stacked[-1].copy(),
-    }

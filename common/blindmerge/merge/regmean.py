@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import Field
 
 from blindmerge.manifest import Group
-from blindmerge.merge.least_squares import Equations, LeastSquares, stacked
+from blindmerge.merge.least_squares import Equations, LeastSquares
 from blindmerge.merge.method import BlockEvidence, Evidence
+from blindmerge.merge.stacking import stacked
 
 __all__ = ["RegMean"]
 

@@ -12,8 +12,9 @@ from typing import ClassVar, Literal
 
 from blindmerge.manifest import Group
 from blindmerge.merge.forward_order import ForwardOrder
-from blindmerge.merge.least_squares import Equations, stacked
+from blindmerge.merge.least_squares import Equations
 from blindmerge.merge.method import BlockEvidence, Evidence
+from blindmerge.merge.stacking import stacked
 
 __all__ = ["RegMeanPlusPlus"]
 

@@ -108,7 +108,7 @@ def test_every_leaf_is_part_of_the_hash(masks: Any) -> None:
     for path in _leaves(_decoded(masks)):
         changed = _decoded(masks)
         old = _at(changed, path)
-        other = {bool: not old, int: 5, float: 0.75, str: f"{old}x"}[type(old)]
+        other = {bool: not old, int: 5, float: 0.75, str: f"{old}x", type(None): 5}[type(old)]
         assert other != old
         _at(changed, path[:-1])[path[-1]] = other
         try:

@@ -21,13 +21,13 @@ _NORMS = r"(attention\.)?output\.LayerNorm\.(weight|bias)"
 BERT = Architecture(
     tasks=("single-label",),
     first=Part("bert.embeddings", mean=_EMBEDDINGS),
-    layers=Part("bert.encoder.layer", _LAYER, _NORMS),
+    layers=(Part("bert.encoder.layer", _LAYER, _NORMS),),
     head=Part("", sequences("bert.pooler.dense", "classifier")),
 )
 ROBERTA = Architecture(
     tasks=("single-label",),
     first=Part("roberta.embeddings", mean=_EMBEDDINGS),
-    layers=Part("roberta.encoder.layer", _LAYER, _NORMS),
+    layers=(Part("roberta.encoder.layer", _LAYER, _NORMS),),
     head=Part("", sequences("classifier.dense", "classifier.out_proj")),
 )
 ELECTRA = replace(
@@ -38,5 +38,5 @@ ELECTRA = replace(
         (GroupRule("embeddings_project", "tokens", ("embeddings_project",), optional=True),),
         rf"embeddings\.({_EMBEDDINGS})",
     ),
-    layers=Part("electra.encoder.layer", _LAYER, _NORMS),
+    layers=(Part("electra.encoder.layer", _LAYER, _NORMS),),
 )

@@ -11,15 +11,17 @@ MPNET = Architecture(
         mean=r"embeddings\.(\w+_embeddings\.weight|LayerNorm\.(weight|bias))"
         r"|encoder\.relative_attention_bias\.weight",
     ),
-    layers=Part(
-        "mpnet.encoder.layer",
-        (
-            tokens("attention.attn", *(f"attention.attn.{part}" for part in "qkv")),
-            tokens("attention.attn.o"),
-            tokens("intermediate.dense"),
-            tokens("output.dense"),
+    layers=(
+        Part(
+            "mpnet.encoder.layer",
+            (
+                tokens("attention.attn", *(f"attention.attn.{part}" for part in "qkv")),
+                tokens("attention.attn.o"),
+                tokens("intermediate.dense"),
+                tokens("output.dense"),
+            ),
+            r"(attention|output)\.LayerNorm\.(weight|bias)",
         ),
-        r"(attention|output)\.LayerNorm\.(weight|bias)",
     ),
     head=Part("", sequences("classifier.dense", "classifier.out_proj")),
 )

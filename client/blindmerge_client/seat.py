@@ -23,8 +23,6 @@ from blindmerge_client.session import Session
 
 __all__ = ["Membership", "Seat"]
 
-_LARGEST_REQUEST = 64 << 20  # bytes; a manifest with the exponents of a large model
-
 
 @dataclass(frozen=True)
 class Membership:
@@ -71,7 +69,7 @@ class Seat:
     def __init__(self, membership: Membership, session: Session) -> None:
         self._session = session
         plan, roster = session.plan, membership.roster
-        limits = Limits(owners=len(roster), message_bytes=_LARGEST_REQUEST)
+        limits = Limits.up_to(len(roster), plan.longest_manifest_bytes)
         terms = membership.terms(plan)
         roster.seat(membership.identity.member)
         self._empty = OwnerJob(plan.job, membership.identity, terms, limits)

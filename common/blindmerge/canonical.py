@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from blindmerge.errors import NotCanonical, PeerInvalid
 
-__all__ = ["Value", "decode", "decode_as", "encode", "tuples"]
+__all__ = ["Value", "decode", "decode_as", "decode_record", "encode", "tuples"]
 
 Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
 
@@ -50,6 +50,26 @@ def decode(data: bytes) -> Value:
     if end != len(data):
         raise NotCanonical(f"{len(data) - end} bytes follow the encoded value")
     return value
+
+
+def decode_record(data: bytes, most: int) -> list[Value]:
+    """The list of at most `most` values, no lists or maps among them, with these canonical bytes.
+
+    For what comes from others before it is known to be wanted: beyond its strings it takes no
+    memory.   Raises NotCanonical for anything else.
+    """
+    major, _, count, at = _read_head(data, 0)
+    if major != _LIST or count > most:
+        raise NotCanonical(f"not a list of at most {most} values")
+    record: list[Value] = []
+    for _ in range(count):
+        if at < len(data) and data[at] >> 5 in (_LIST, _MAP):
+            raise NotCanonical("a list or map within a list of plain values")
+        value, at = _read(data, at, 1)
+        record.append(value)
+    if at != len(data):
+        raise NotCanonical(f"{len(data) - at} bytes follow the encoded value")
+    return record
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

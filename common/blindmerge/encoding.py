@@ -46,6 +46,7 @@ __all__ = [
     "from_ring",
     "from_wire",
     "largest_scaled_log2",
+    "longest_layout_bytes",
     "to_ring",
     "to_wire",
     "uniform",
@@ -59,6 +60,7 @@ Factors: TypeAlias = Array | float
 """2^e for every number, or one for all; exact, and so is its reciprocal."""
 
 MAX_EXPONENT = 512  # 2.0 ** +-512 and its inverse are normal float64 numbers
+_FIELDS_BYTES = 100  # keys and small numbers of an array, or of a layout: fewer
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
@@ -208,6 +210,24 @@ class Layout(BaseModel):
                 parts.append((array, start - begin, stop - begin, start - low))
             begin += array.size
         return parts
+
+
+def longest_layout_bytes(schema: Schema) -> int:
+    """No layout of these arrays has more canonical bytes, if it is one of `uniform` or `calibrate`.
+
+    At most three bytes for an exponent, and one exponent for an array, a row of a matrix, or of
+    a triangle.
+    """
+    return _FIELDS_BYTES + sum(
+        _FIELDS_BYTES + len(name.encode()) + 9 * len(shape) + 3 * _most_exponents(shape)
+        for name, shape in schema.items()
+    )
+
+
+def _most_exponents(shape: tuple[int, ...]) -> int:
+    if len(shape) >= 2:
+        return shape[0]
+    return math.isqrt(2 * math.prod(shape)) + 1  # a triangle of n rows has n(n+1)/2 numbers
 
 
 def fits(largest_scaled: float, owners: int, bits: Bits) -> bool:

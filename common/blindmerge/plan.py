@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from blindmerge import canonical
-from blindmerge.encoding import Bits, Layout
+from blindmerge.encoding import Bits, Layout, longest_layout_bytes
 from blindmerge.errors import BlindmergeError, PeerInvalid, SchemaMismatch, TooFewOwners
 from blindmerge.identity import Roster
 from blindmerge.manifest import ARCHITECTURES, Block, Manifest
@@ -32,6 +32,8 @@ from blindmerge.tasks import Task, check_labels
 __all__ = ["Masks", "Plan"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_LONGEST_BYTES = 1 << 22  # a plan has a line for each tensor, perhaps 100 bytes
+_REST_OF_MANIFEST_BYTES = 4096  # hashes, thresholds, parameters of the noise
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
@@ -154,6 +156,14 @@ class Plan(BaseModel):
             expires=expires,
         )
 
+    @cached_property
+    def longest_manifest_bytes(self) -> int:
+        """No `sum_manifest` with one exponent per array, row, or row of a triangle has more."""
+        parts = [longest_layout_bytes(self.method.schema_of(block)) for block in self.blocks]
+        return _REST_OF_MANIFEST_BYTES + max(
+            sum(parts[block] for block in phase) for phase in self.phases
+        )
+
     def encode(self) -> bytes:
         """The canonical bytes."""
         return canonical.encode(self.model_dump())
@@ -169,6 +179,8 @@ class Plan(BaseModel):
 
         Raises NotCanonical or PeerInvalid; bytes that decode encode back to themselves.
         """
+        if len(data) > _LONGEST_BYTES:
+            raise PeerInvalid(f"the plan is longer than {_LONGEST_BYTES:,} bytes")
         return canonical.decode_as(cls, data, "the plan")
 
 

@@ -53,7 +53,7 @@ class SignedPlan:
 
         Raises NotCanonical or PeerInvalid; bytes that decode encode back to themselves.
         """
-        match canonical.decode(data):
+        match canonical.decode_record(data, 3):
             case [label, bytes() as plan, bytes() as signature] if label == _LABEL:
                 if len(signature) != SIGNATURE_BYTES:
                     raise ProtocolBroken(f"the signature of a plan is not {SIGNATURE_BYTES} bytes")

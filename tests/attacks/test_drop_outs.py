@@ -92,7 +92,7 @@ def test_who_vanishes_between_two_parts_has_dropped_out_of_all(seats: tuple[int,
 
 
 def test_the_proof_says_who_dropped_when() -> None:
-    owners = federation(8)
+    owners = federation(8, terms={"colluders": 1})
     owners.gone = {0: "R1", 3: "R2", 6: "R3"}
     manifest = manifest_for(owners.roster, thresholds=Thresholds.for_owners(8, 1))
     outcome = owners.run(manifest)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import cbor2
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,3 +89,23 @@ def test_no_encoding_is_a_prefix_of_another(value: Any, data: st.DataObject) -> 
         except NotCanonical:
             continue
         raise AssertionError("a truncated or extended encoding was read")
+
+
+@given(st.lists(_WHOLE | _FLOATS | st.just([]) | st.just({}), max_size=7), st.integers(0, 8))
+def test_a_record_is_a_short_list_without_lists_and_maps(value: list[Any], most: int) -> None:
+    data = canonical.encode(value)
+    if len(value) <= most and not any(isinstance(item, list | dict) for item in value):
+        assert repr(canonical.decode_record(data, most)) == repr(canonical.decode(data))
+    else:
+        with pytest.raises(NotCanonical):
+            canonical.decode_record(data, most)
+
+
+@given(st.binary(max_size=40))
+def test_a_record_has_one_form_only(data: bytes) -> None:
+    try:
+        record = canonical.decode_record(data, 5)
+    except NotCanonical:
+        return
+    assert canonical.encode(record) == data
+    assert len(record) <= 5

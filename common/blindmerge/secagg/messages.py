@@ -177,13 +177,16 @@ class Limits:
     message_bytes: int
 
     @classmethod
+    def up_to(cls, owners: int, payload_bytes: int) -> "Limits":
+        """payload_bytes: of the largest field that does not grow with the owners."""
+        per_owner = max(ADVERT_BYTES, SEALED_BYTES + COMMITMENT_BYTES) + 1
+        return cls(owners, max(owners * per_owner, payload_bytes) + 1024)
+
+    @classmethod
     def of(cls, manifest: SumManifest) -> "Limits":
         """The limits of one run."""
-        owners = manifest.thresholds.owners
-        per_owner = max(ADVERT_BYTES, SEALED_BYTES + COMMITMENT_BYTES) + 1
         block_bytes = max(part.wire_bytes(0) for part in manifest.parts)
-        largest = max(owners * per_owner, block_bytes, len(manifest.encoded))
-        return cls(owners, largest + 1024)
+        return cls.up_to(manifest.thresholds.owners, max(block_bytes, len(manifest.encoded)))
 
 
 def seats_to_bytes(seats: Sequence[int], owners: int) -> bytes:
@@ -238,8 +241,8 @@ def encode(message: Message, owners: int) -> bytes:
 def parse(data: bytes, limits: Limits) -> Message:
     """The message with these bytes.
 
-    Raises NotCanonical or ProtocolBroken; allocates a few times len(data) at most, and
-    nothing if that exceeds the limit.
+    Raises NotCanonical or ProtocolBroken; allocates the bytes of the fields once and the seats of
+    the roster, and nothing if len(data) exceeds the limit.
     """
     if type(data) is not bytes or len(data) > limits.message_bytes:
         raise ProtocolBroken(
@@ -258,8 +261,8 @@ def _parse_shared(data: bytes, limits: Limits) -> Message:
 
 
 def _parse(data: bytes, limits: Limits) -> Message:
-    value = canonical.decode(data)
-    if not isinstance(value, list) or len(value) < 3 or value[0] != _LABEL:
+    value = canonical.decode_record(data, _MOST_FIELDS)
+    if len(value) < 3 or value[0] != _LABEL:
         raise ProtocolBroken("these bytes are no message of this protocol")
     _, kind, manifest_hash, *fields = value
     if type(kind) is not str or kind not in _PARSERS:
@@ -358,6 +361,7 @@ _PARSERS: Mapping[str, tuple[int, Callable[[bytes, _Fields, Limits], Message]]] 
     "consents": (2, _consent_list),
     "opening": (1, _opening),
 }
+_MOST_FIELDS = 3 + max(count for count, _ in _PARSERS.values())
 KINDS = tuple(_PARSERS)
 """All kinds, in the order of the protocol."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blindmerge import canonical
-from blindmerge.errors import ProtocolBroken, TooFewOwners
+from blindmerge.errors import NotCanonical, ProtocolBroken, TooFewOwners
 from blindmerge.identity import SIGNATURE_BYTES, Roster, verify
 from blindmerge.secagg.manifest import SumManifest
 from blindmerge.secagg.messages import seats_from_bytes, seats_to_bytes
@@ -101,12 +101,14 @@ def verify_transcript(data: bytes) -> Transcript:
     """The transcript with these bytes, if a quorum of its roster signed it.
 
     It speaks for the roster it contains: compare `roster.sha256` with the pinned one
-    (`verify_roster`). Raises NotCanonical or another PeerInvalid, or TooFewOwners.
+    (`verify_roster`). Raises PeerInvalid, or TooFewOwners.
     """
-    value = canonical.decode(data)
-    if not isinstance(value, list) or len(value) != 9 or value[0] != _LABEL:
+    try:
+        label, *fields = canonical.decode_record(data, 9) or [None]
+    except NotCanonical as error:
+        raise ProtocolBroken(f"these bytes are no transcript: {error.message}") from error
+    if len(fields) != 8 or label != _LABEL:
         raise ProtocolBroken("these bytes are no transcript")
-    fields = value[1:]
     if not all(type(field) is bytes for field in fields):
         raise ProtocolBroken("a field of the transcript is not bytes")
     raw = [field for field in fields if isinstance(field, bytes)]

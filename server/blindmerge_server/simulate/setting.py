@@ -43,6 +43,7 @@ class Pupil:
 
     checkpoint: fine-tuned already; None takes it from the cache or trains it.
     roster, seed: encoded roster and the identity's secret; None lets the server see everything.
+    colluders: of how many owners, in league with the server, it must stay safe.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Pupil:
     cache: Path
     folder: Path
     roster: bytes | None
+    colluders: int | None
     seed: bytes | None = field(repr=False)
 
     @property
@@ -64,7 +66,8 @@ class Pupil:
         """What the owner demands of plans."""
         if self.roster is None or self.seed is None:
             return "off"
-        return Membership(Identity(self.name, Secret(self.seed)), Roster.decode(self.roster))
+        identity = Identity(self.name, Secret(self.seed))
+        return Membership(identity, Roster.decode(self.roster), colluders=self.colluders)
 
     def fine_tuned(self, progress: Callable[[int, int], None] | None = None) -> Path:
         """The folder of the owner's own model (errors: see `finetune`)."""
@@ -210,5 +213,6 @@ def _pupil(
         cache=cache / "models",
         folder=_owners(work) / owner.name,
         roster=None if roster is None else roster.encode(),
+        colluders=federation.job.colluders,
         seed=None if identity is None else identity.seed.reveal(),
     )

@@ -76,6 +76,14 @@ def test_a_manifest_that_is_not_the_plans_is_refused(
     assert len(job.owner(0).answer(job.plan, None, [propose(job)])) == 1
 
 
+def test_a_request_that_no_plan_of_this_size_needs_is_not_read(job: Job) -> None:
+    longest = job.plan.longest_manifest_bytes
+    assert len(propose(job)) < longest < 20_000
+    message = encode(Propose(bytes(32), bytes(longest + 2000)), OWNERS)
+    with pytest.raises(ProtocolBroken, match="longer than the"):
+        job.owner(0).answer(job.plan, None, [message])
+
+
 def test_parts_that_are_not_the_plans_are_refused(job: Job) -> None:
     (parts,) = layouts_of(job.plan)
     narrow = under_masks(job, bits=48)

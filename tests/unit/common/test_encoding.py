@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from blindmerge import canonical
 from blindmerge.encoding import (
     ArrayLayout,
     Bits,
@@ -14,6 +15,7 @@ from blindmerge.encoding import (
     exponent_for,
     from_wire,
     largest_scaled_log2,
+    longest_layout_bytes,
     to_ring,
     to_wire,
     uniform,
@@ -171,3 +173,23 @@ def test_exponents_stay_where_powers_are_exact() -> None:
     assert layout.arrays[0].scale.exponents == (512, -512)
     assert exponent_for(-2000, 3, 64) == 512
     assert largest_scaled_log2(1, 64) == 62
+
+
+@pytest.mark.parametrize("margin_bits", [-10_000, 0, 10_000])
+def test_no_layout_is_longer_than_its_arrays_allow(margin_bits: int) -> None:
+    # The exponents are clipped to the smallest and largest ones: three bytes each, or less.
+    schema = {
+        "w": (1,),
+        "s": (),
+        "a" * 90: (500, 2, 7),
+        "b": (300,),
+        "long:gram": (300 * 301 // 2,),
+    }
+    sample = Statistic(schema, {name: np.ones(shape) for name, shape in schema.items()})
+    layout = calibrate(
+        sample, margin_bits=margin_bits, floor_bits=8, owners=3, bits=64, block_elements=1 << 27
+    )
+    actual = len(canonical.encode(layout.model_dump()))
+    assert actual <= longest_layout_bytes(schema)
+    # Nor is the bound far off, or it would be none: 45,150 numbers have 300 exponents.
+    assert longest_layout_bytes(schema) < 2 * actual + 1000

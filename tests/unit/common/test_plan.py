@@ -327,3 +327,8 @@ def test_parts_that_are_not_the_plans_are_refused() -> None:
             plan.sum_manifest(phase, parts, attempt=0, expires=9)
     with pytest.raises(PeerInvalid, match="no secure sum number 0"):
         make_plan().sum_manifest(0, parts, attempt=0, expires=9)
+
+
+def test_a_plan_longer_than_any_is_not_read() -> None:
+    with pytest.raises(PeerInvalid, match="longer than 4,194,304 bytes"):
+        Plan.decode(b"\x9a\x00\xff\xff\xff" + bytes(1 << 22))

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from blindmerge.errors import ConfigInvalid
+from blindmerge.errors import ConfigInvalid, PolicyRefused
+from blindmerge_client.seat import Membership
 from blindmerge_server.simulate.federation import Federation, read_federation
+from blindmerge_server.simulate.setting import read_setting
 from support.federations import pico_federation
 
 OWNERS = ("alpha", "beta", "gamma")
@@ -82,3 +84,18 @@ def test_wrong_masks_are_named(tmp_path: Path, line: str, mistake: str) -> None:
 def test_masks_can_be_narrow_and_strict(tmp_path: Path) -> None:
     job = read(tmp_path, "bits = 48", "colluders = 1").job
     assert (job.bits, job.colluders) == (48, 1)
+
+
+def test_simulated_owners_demand_what_the_file_says(tmp_path: Path) -> None:
+    """Seven would demand safety against two on their own."""
+    file = pico_federation(tmp_path / "few", [f"owner-{n}" for n in range(7)], "colluders = 1")
+    file.write_text(file.read_text().replace("[training]", 'method = "average"\n[training]'))
+    setting = read_setting(read_federation(file), tmp_path / "cache", tmp_path, print)
+    membership = setting.pupils[0].masks
+    assert isinstance(membership, Membership)
+    assert setting.roster is not None
+    (plan,), ((parts, *_),) = setting.plans.values(), setting.layouts.values()
+    manifest = plan.sum_manifest(0, parts, attempt=0, expires=2)
+    membership.terms(plan).check(manifest, now=1)
+    with pytest.raises(PolicyRefused, match="fewer than 2 colluders"):
+        Membership(membership.identity, setting.roster).terms(plan).check(manifest, now=1)

@@ -145,6 +145,34 @@ def test_a_message_beyond_the_limit_is_not_read() -> None:
     assert peak < 10**5
 
 
+@pytest.mark.parametrize(
+    "filling",
+    [
+        b"\x00",  # numbers
+        b"\x80",  # empty lists
+        b"\xa0",  # empty maps
+        b"\x40",  # empty bytes
+        b"\x81\x80",  # lists of lists
+    ],
+)
+@pytest.mark.parametrize("fields", [4, 6, 10**5])
+def test_a_message_of_many_small_values_takes_no_more_memory_than_its_bytes(
+    filling: bytes, fields: int
+) -> None:
+    """Python objects are a hundred times as large as their encoding, so they are never made."""
+    count = 10**5
+    many = b"\x9a" + count.to_bytes(4, "big") + filling * count
+    head = canonical.encode(["blindmerge/1", "propose", HASH])[1:]
+    data = {4: b"\x84", 6: b"\x86", 10**5: b"\x9a" + count.to_bytes(4, "big")}[fields] + head
+    data += many if fields < 10 else filling * (count - 3)
+    tracemalloc.start()
+    with pytest.raises(PeerInvalid):
+        parse(data, Limits(OWNERS, 10**7))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000
+
+
 def test_a_promised_length_allocates_nothing() -> None:
     # A list of 2^32 elements, a string of 2^60 bytes: the heads lie.
     tracemalloc.start()

@@ -11,6 +11,7 @@ Overhead", CCS 2020.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from functools import lru_cache
 from math import comb, log2
@@ -24,7 +25,9 @@ from blindmerge.secagg.secret import Secret
 
 __all__ = [
     "COMPLETE_UP_TO",
+    "MOST_HOLDERS",
     "Holders",
+    "are_regular_parameters",
     "default_colluders",
     "draw_holders",
     "log2_disconnected",
@@ -34,6 +37,9 @@ __all__ = [
 
 COMPLETE_UP_TO = 100
 """Largest number of owners of whom all hold shares of all."""
+
+MOST_HOLDERS = 1000
+"""Of an owner's shares, in a graph that is not complete."""
 
 _SECURITY_LOG2 = 40  # a federation is unsafe with probability below 2^-40 per attempt
 _LIVENESS_LOG2 = 20  # and stops for lack of holders with probability below 2^-20
@@ -62,30 +68,65 @@ def default_colluders(owners: int) -> int:
 
 @lru_cache(maxsize=16)
 def regular_parameters(owners: int, colluders: int, dropouts: int) -> tuple[int, int]:
-    """The smallest k, and t, of SPEC §7 for `colluders` corrupt and `dropouts` lost owners.
+    """The smallest k, and its smallest t, that `are_regular_parameters`.
+
+    Raises ValueError if nothing short of the complete graph, or of a thousand holders, does.
+
+    >>> regular_parameters(300, 30, 30), regular_parameters(1000, 100, 100)
+    ((66, 46), (95, 66))
+    """
+    most = min(owners - 1, MOST_HOLDERS)
+    # The most first: where they do not do, neither do fewer, and the search would be long.
+    if _with_holders(owners, colluders, dropouts, most) is not None:
+        for holders in range(3, most + 1):
+            threshold = _with_holders(owners, colluders, dropouts, holders)
+            if threshold is not None:
+                return holders, threshold
+    raise ValueError("so many colluders and drop-outs need a complete graph")
+
+
+def _with_holders(owners: int, colluders: int, dropouts: int, holders: int) -> int | None:
+    """The smallest t for k holders, if any does: a larger one loses more."""
+
+    def is_safe(threshold: int) -> bool:
+        return _is_safe(owners, colluders, holders, threshold)
+
+    thresholds = range(holders // 2 + 1, holders + 1)
+    least = thresholds[0] + bisect_left(thresholds, True, key=is_safe)
+    regular = are_regular_parameters(owners, colluders, dropouts, holders, least)
+    return least if regular else None
+
+
+@lru_cache(maxsize=16)
+def are_regular_parameters(
+    owners: int, colluders: int, dropouts: int, holders: int, threshold: int
+) -> bool:
+    """Whether k holders and t shares do for `colluders` corrupt, `dropouts` lost owners (SPEC §7).
 
     Of the k holders of an owner, itself and k - 1 drawn from the others, X collude and D are
     lost; both are hypergeometric. Required, with a union bound over all owners:
         n P[X >= 2t - k] <= 2^-40     at most one of its two secrets can be opened
         n P[D > k - t]   <= 2^-20     enough holders are left
     and survivors that cannot be split (`log2_disconnected`).
-    Raises ValueError if nothing short of the complete graph does.
-
-    >>> regular_parameters(300, 30, 30), regular_parameters(1000, 100, 100)
-    ((66, 46), (95, 66))
+    Not `regular_parameters(...) == (k, t)`: no manifest can make this check long, but for some
+    numbers the search takes hours.
     """
-    for holders in range(3, owners):
-        pairs = comb(owners - 1, holders - 1)
-        for threshold in range(holders // 2 + 1, holders + 1):
-            unsafe = _tail(owners - 1, colluders, holders - 1, 2 * threshold - holders)
-            if owners * unsafe << _SECURITY_LOG2 > pairs:
-                continue
-            stuck = _tail(owners - 1, dropouts, holders - 1, holders - threshold + 1)
-            connected = log2_disconnected(owners, colluders, holders, threshold) <= -_SECURITY_LOG2
-            if owners * stuck << _LIVENESS_LOG2 <= pairs and connected:
-                return holders, threshold
-            break  # a larger threshold loses more
-    raise ValueError("so many colluders and drop-outs need a complete graph")
+    if not 3 <= holders <= min(owners - 1, MOST_HOLDERS):
+        return False
+    if not holders // 2 < threshold <= holders or not _is_safe(
+        owners, colluders, holders, threshold
+    ):
+        return False
+    stuck = _tail(owners - 1, dropouts, holders - 1, holders - threshold + 1)
+    if owners * stuck << _LIVENESS_LOG2 > comb(owners - 1, holders - 1):
+        return False
+    return log2_disconnected(owners, colluders, holders, threshold) <= -_SECURITY_LOG2
+
+
+def _is_safe(owners: int, colluders: int, holders: int, threshold: int) -> bool:
+    """n P[X >= 2t - k] <= 2^-40."""
+    unsafe = _tail(owners - 1, colluders, holders - 1, 2 * threshold - holders)
+    return owners * unsafe << _SECURITY_LOG2 <= comb(owners - 1, holders - 1)
 
 
 def _tail(population: int, marked: int, draws: int, least: int) -> int:

@@ -19,6 +19,7 @@ from blindmerge.errors import PolicyRefused, ProtocolBroken
 from blindmerge.identity import Roster
 from blindmerge.secagg.graph import (
     COMPLETE_UP_TO,
+    are_regular_parameters,
     default_colluders,
     quorum,
     regular_parameters,
@@ -61,8 +62,10 @@ class Thresholds(BaseModel):
                 raise ValueError("the threshold is below floor((n + c) / 2) + 1")
         elif self.quorum > self.owners - self.dropouts:
             raise ValueError("so many drop-outs leave no quorum")
-        elif (self.holders, self.threshold) != _regular(self):
-            raise ValueError("holders and threshold are not those of the table")
+        elif not are_regular_parameters(
+            self.owners, self.colluders, self.dropouts, self.holders, self.threshold
+        ):
+            raise ValueError("so few holders or shares are not safe, or do not survive drop-outs")
         return self
 
     @classmethod
@@ -93,10 +96,6 @@ class Thresholds(BaseModel):
         if self.owners <= COMPLETE_UP_TO:
             return self.threshold
         return quorum(self.owners, self.colluders)
-
-
-def _regular(thresholds: Thresholds) -> tuple[int, int]:
-    return regular_parameters(thresholds.owners, thresholds.colluders, thresholds.dropouts)
 
 
 class SumManifest(BaseModel):

@@ -12,6 +12,7 @@ from scipy.stats import hypergeom
 
 from blindmerge.secagg.graph import (
     COMPLETE_UP_TO,
+    are_regular_parameters,
     default_colluders,
     draw_holders,
     log2_disconnected,
@@ -56,9 +57,27 @@ def test_parameters_meet_the_conditions_and_one_holder_less_does_not(
     assert not any(is_enough(holders - 1, t) for t in range(holders // 2 + 1, holders))
 
 
-def test_too_many_enemies_need_everybody() -> None:
+@pytest.mark.parametrize("wanted", [(120, 60, 30), (2000, 900, 500)])
+def test_too_many_enemies_need_everybody(wanted: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="complete"):
-        regular_parameters(120, 60, 30)
+        regular_parameters(*wanted)
+
+
+def test_the_check_agrees_with_scipy_for_every_choice() -> None:
+    owners, colluders, dropouts = 150, 15, 12
+    corrupt, lost = (hypergeom(owners - 1, marked, 44) for marked in (colluders, dropouts))
+    accepted = [
+        threshold
+        for threshold in range(1, 46)
+        if are_regular_parameters(owners, colluders, dropouts, 45, threshold)
+    ]
+    assert accepted == [
+        threshold
+        for threshold in range(23, 46)
+        if owners * corrupt.sf(2 * threshold - 46) <= 2.0**-40
+        and owners * lost.sf(45 - threshold) <= 2.0**-20
+    ]
+    assert len(accepted) > 1
 
 
 def test_survivors_cannot_be_split_in_the_offered_graphs() -> None:

@@ -65,6 +65,10 @@ def test_bytes_that_leave_out_or_add_a_field_are_refused() -> None:
         (300, 30, 30, 65, 46),  # a sparser graph than the table
         (300, 30, 30, 66, 45),
         (300, 100, 120, 66, 46),  # no quorum left
+        (300, 30, 30, 66, 50),  # safe, but too many holders must stay
+        (300, 30, 30, 66, 67),  # more shares than holders
+        (300, 30, 30, 300, 166),  # not a sparse graph
+        (2000, 900, 500, 1001, 951),  # nothing is safe here, which a search would find in hours
     ],
 )
 def test_unsafe_thresholds_do_not_exist(
@@ -85,7 +89,8 @@ def test_default_thresholds() -> None:
     assert Thresholds.for_owners(100).quorum == 67
     sparse = Thresholds.for_owners(1000)
     assert (sparse.holders, sparse.threshold, sparse.quorum) == (95, 66, 551)
-    # A higher threshold than needed is safe.
+    # More holders and a higher threshold than needed are safe.
+    assert Thresholds(owners=300, colluders=30, dropouts=30, holders=80, threshold=54).quorum == 166
     assert Thresholds(owners=5, colluders=1, dropouts=0, holders=5, threshold=5).quorum == 5
 
 

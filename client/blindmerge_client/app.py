@@ -12,7 +12,7 @@ It decides nothing and holds nothing. Requests and replies:
 
 `block` is the number of the plan's block whose statistic is asked for, or -1.
 A refusal tells the server no more than its kind, and the reason if the server itself is at
-fault: messages about an owner's files are for the owner's own log.
+fault, or a rule that its plan breaks: messages about an owner's files are for the owner's own log.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from flwr.clientapp import ClientApp
 from blindmerge.checkpoint import Tensors
 from blindmerge.errors import PeerInvalid
 from blindmerge.wire import from_wire, to_wire
-from blindmerge_client.refusal import refusal_of
+from blindmerge_client.refusal import NoAnswer, refusal_of
 
 __all__ = ["NO_BLOCK", "OwnerLike", "courier"]
 
@@ -106,6 +106,8 @@ def _evaluation(request: _Request[_Plan], owner: OwnerLike[_Plan]) -> RecordDict
 def _guarded(message: Message, make: Callable[[], RecordDict]) -> Message:
     try:
         content = make()
+    except NoAnswer:
+        raise
     except Exception as error:
         # Everything: Flower would send the text of an unknown exception to the server.
         refusal = refusal_of(error)

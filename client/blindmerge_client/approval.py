@@ -1,6 +1,7 @@
 """What a person needs to know before a job is approved."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from blindmerge.checkpoint import Checkpoint
@@ -10,9 +11,10 @@ from blindmerge.plan import Plan
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Home
 from blindmerge_client.data import read_examples
+from blindmerge_client.differencing import reason_to_ask
 from blindmerge_client.jobs import Jobs
 from blindmerge_client.policy import Question
-from blindmerge_client.statement import statement
+from blindmerge_client.statement import filled, statement
 
 __all__ = ["read_question", "read_statement"]
 
@@ -37,13 +39,20 @@ def read_question(home: Home, file: Path) -> Question:
     client.check(home.client_file)
     base = Checkpoint(client.base)
     train = read_examples(client.train, base.labels, base.task)
-    others = Jobs(home.jobs).others(signed.plan, train.sha256)
-    return Question(signed, _roster(home), len(train), others, int(time.time()))
+    earlier = Jobs(home.jobs).earlier(signed.plan, train.sha256)
+    return Question(signed, _roster(home), len(train), earlier, int(time.time()))
 
 
-def read_statement(home: Home, plan: Plan) -> tuple[str, ...]:
-    """What will leave the machine, in plain words."""
-    return statement(plan, _roster(home), home.client().test is not None)
+def read_statement(
+    home: Home, plan: Plan, roster: Roster | None, earlier: Sequence[Roster]
+) -> tuple[str, ...]:
+    """What will leave the machine, in plain words, in lines of at most 80 characters.
+
+    roster: of the plan; None if the owner has another.   earlier: see `reason_to_ask`.
+    """
+    lines = statement(plan, roster, home.client().test is not None)
+    why = None if roster is None else reason_to_ask(home.policy().least_owners, roster, earlier)
+    return lines if why is None else (*lines, "", *filled(why))
 
 
 def _roster(home: Home) -> Roster | None:

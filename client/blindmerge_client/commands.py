@@ -1,5 +1,7 @@
 """An owner's commands: `blindmerge client ...`."""
 
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blindmerge.errors import ConfigInvalid
+from blindmerge.log_file import log_to_file
 from blindmerge.secagg.secret import OsRandomness
 
 __all__ = ["client"]
@@ -34,6 +37,12 @@ JobName: TypeAlias = Annotated[
 ]
 Once: TypeAlias = Annotated[bool, typer.Option("--once", help="Leave after one job.")]
 _WIDTH = 80
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+_NEXT_STEP = {
+    "asked": "waits for you: blindmerge client approve {0} {1}",
+    "done": "the merged model is here: blindmerge client evaluate {0} {1}",
+}
+"""What a person can do about a job in this state; of folder and job."""
 
 
 @client.command("init")
@@ -73,15 +82,21 @@ def node(folder: Folder, once: Once = False) -> None:
 
 
 @client.command("gateway")
-def gateway(folder: Folder) -> None:
+def gateway(
+    folder: Folder,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", hidden=True, help="End when the input ends.")
+    ] = False,
+) -> None:
     """The half of `run` with data, model and keys, and no network."""
     from blindmerge_client.config import Home
-    from blindmerge_client.gateway import serve_gateway
+    from blindmerge_client.gateway import serve_gateway, stop_at_eof
     from blindmerge_client.guard import Guard
-    from blindmerge_client.run import log_to_file
 
+    if until_eof:  # `client run` holds the other end
+        stop_at_eof(sys.stdin.fileno())
     home = Home(folder)
-    log_to_file(home)
+    log_to_file(home.gateway_log_file)
     client = home.client()
     serve_gateway(Guard(home, _say), client.socket, client.socket_group)
 
@@ -93,28 +108,26 @@ def check(
 ) -> None:
     """Compare a PLAN with the policy, line by line, and say what would leave this machine."""
     from blindmerge.errors import PolicyRefused
-    from blindmerge_client.approval import read_question
+    from blindmerge_client.approval import read_question, read_statement
     from blindmerge_client.config import Home
     from blindmerge_client.policy import explain
-    from blindmerge_client.statement import statement
 
     home = Home(folder)
     question = read_question(home, plan)
     lines = explain(home.policy(), question)
     table = Table(box=None, pad_edge=False)
     for column in ("", "rule", "the plan asks", "the policy allows"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", highlight=False)
     for line in lines:
-        table.add_row("NO" if line.refusal else "yes", line.key, line.asked, line.allowed)
-    console = Console(width=_WIDTH, highlight=False)
-    console.print(table)
-    publishes = home.client().test is not None
-    console.print("", *statement(question.plan, question.roster, publishes), sep="\n")
+        asked, allowed = (_HASH.sub(r"\1...", text) for text in (line.asked, line.allowed))
+        table.add_row("NO" if line.refusal else "yes", line.key, asked, allowed)
+    _show(table)
+    print("", *read_statement(home, question.plan, question.roster, question.earlier), sep="\n")
     refusals = [line.refusal for line in lines if line.refusal]
     if refusals:
         raise PolicyRefused(
             f"{len(refusals)} rule(s) refuse the plan",
-            hint="\n".join(refusal.hint for refusal in refusals),
+            hint="\n  ".join(["to allow it,", *(refusal.hint for refusal in refusals)]),
         )
 
 
@@ -124,13 +137,21 @@ def jobs(folder: Folder) -> None:
     from blindmerge_client.config import Home
     from blindmerge_client.jobs import Jobs
 
+    found = Jobs(Home(folder).jobs).all()
     table = Table(box=None, pad_edge=False)
-    for column in ("job", "hash", "state", "since (UTC)"):
-        table.add_column(column)
-    for job in Jobs(Home(folder).jobs).all():
+    for column in ("job", "hash", "method", "owners", "state", "since (UTC)"):
+        table.add_column(column, justify="right" if column == "owners" else "left")
+    for job in found:
         since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(job.since))
-        table.add_row(job.plan.job, job.plan.sha256[:12], job.state, since)
-    Console(width=_WIDTH, highlight=False).print(table if table.row_count else "no job yet")
+        name, owners = job.plan.method.name, str(len(job.roster))
+        table.add_row(job.plan.job, job.plan.sha256[:8], name, owners, job.state, since)
+    if not found:
+        print("no job yet; `blindmerge client run` waits for the coordinator's")
+        return
+    _show(table)
+    for job in found:
+        if job.state in _NEXT_STEP:
+            print(f"\n{job.plan.job}: {_NEXT_STEP[job.state].format(folder, job.plan.job)}")
 
 
 @client.command("approve")
@@ -143,11 +164,13 @@ def approve(folder: Folder, job: JobName = None) -> None:
     home = Home(folder)
     jobs = Jobs(home.jobs)
     found = jobs.find(job, "asked", "refused")
-    print("\n".join(read_statement(home, found.plan)))
+    earlier = jobs.earlier(found.plan, found.dataset)
+    print("\n".join(read_statement(home, found.plan, found.roster, earlier)))
     if not typer.confirm(f"\nLet job '{found.plan.job}' begin?"):
         raise ConfigInvalid("nothing was approved", hint="`blindmerge client refuse` says no")
     jobs.move(found.plan, "approved")
     print(f"job '{found.plan.job}' is approved; it begins when the coordinator asks again")
+    print(f"`blindmerge client run {folder}` must be running then")
 
 
 @client.command("refuse")
@@ -179,10 +202,10 @@ def evaluate(folder: Folder, job: JobName = None) -> None:
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, scores in (("your own", comparison.own), ("merged", comparison.merged)):
         table.add_row(name, *(metric.shown(scores.metrics[metric.id]) for metric in metrics))
-    console = Console(width=_WIDTH, highlight=False)
-    console.print(table)
-    console.print(f"\n{comparison.examples} validation examples\nmerged model: {comparison.folder}")
-    console.print(f"Then: blindmerge client accept {folder}, or keep {folder} for your own model")
+    _show(table)
+    print(f"\n{comparison.examples} validation examples\nmerged model: {comparison.folder}")
+    print(f"\nTo use the merged model:   blindmerge client accept {folder}")
+    print(f"To stay with your own:     blindmerge client keep {folder}")
 
 
 @client.command("accept")
@@ -205,3 +228,7 @@ def keep(folder: Folder, job: JobName = None) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _show(table: Table) -> None:
+    Console(width=_WIDTH, highlight=False).print(table)

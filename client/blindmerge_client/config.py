@@ -205,6 +205,7 @@ class Home:
         self.public_keys_file = self.folder / "public-keys.json"
         self.jobs = self.folder / "jobs"
         self.log_file = self.folder / "log" / "client.log"
+        self.gateway_log_file = self.folder / "log" / "gateway.log"
 
     def client(self) -> Client:
         """`client.toml`.   Raises ConfigInvalid with all its mistakes."""

@@ -14,13 +14,14 @@ import asyncio
 import fcntl
 import grp
 import os
+import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
-from typing import Any, TypeVar
+from threading import Thread
+from typing import TypeVar
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -32,7 +33,7 @@ from blindmerge_client.guard import Guard
 from blindmerge_client.packets import Call, encode_arrays
 from blindmerge_client.refusal import Refusal, refusal_of
 
-__all__ = ["create_app", "serve_gateway"]
+__all__ = ["create_app", "serve_gateway", "stop_at_eof"]
 
 _T = TypeVar("_T")
 _SMALL_BYTES = 1 << 26  # more than all messages of one exchange: keys, shares, signatures
@@ -42,22 +43,22 @@ _BODY = {"requestBody": {"required": True, "content": _BINARY}}
 
 
 def create_app(guard: Guard) -> FastAPI:
-    """The HTTP interface of a guard; one request at a time is worked on."""
+    """The HTTP interface of a guard; one request at a time is read and worked on."""
     app = FastAPI(title="blindmerge gateway", docs_url=None, redoc_url=None)
-    turn = Lock()  # one model, one job: whoever asks meanwhile waits
+    # One model, one job, and one body in memory: whoever asks meanwhile waits.
+    turn = asyncio.Lock()
 
     async def answered(request: Request, work: Callable[[SignedPlan, Call], _T]) -> _T:
-        body = await _body(request, guard.largest_delivery + _SMALL_BYTES)
+        def one(body: bytes) -> _T:
+            call = Call.decode(body)
+            return work(SignedPlan.decode(call.plan), call)
 
-        def one() -> _T:
-            with turn:
-                call = Call.decode(body)
-                return work(SignedPlan.decode(call.plan), call)
-
-        try:
-            return await asyncio.to_thread(one)
-        except Exception as error:  # everything: no traceback leaves the machine
-            raise refusal_of(error) from error
+        async with turn:
+            body = await _body(request, guard.largest_delivery + _SMALL_BYTES)
+            try:
+                return await asyncio.to_thread(one, body)
+            except Exception as error:  # everything: no traceback leaves the machine
+                raise refusal_of(error) from error
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> JSONResponse:
@@ -98,6 +99,17 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
+def stop_at_eof(descriptor: int) -> None:
+    """Ends this process, as SIGTERM does, when whoever holds the other end of a pipe is gone."""
+
+    def watch() -> None:
+        while os.read(descriptor, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=watch, daemon=True).start()
+
+
 def serve_gateway(guard: Guard, path: Path, group: str | None = None) -> None:
     """Serves at the Unix socket `path` until SIGTERM or Ctrl-C.
 
@@ -125,7 +137,7 @@ def _listening(path: Path, group: str | None) -> Iterator[socket.socket]:
             raise ConfigInvalid(
                 f"another gateway listens at '{path}'", hint="stop it first: Ctrl-C, or SIGTERM"
             ) from error
-        path.unlink(missing_ok=True)  # of a gateway that was killed
+        _remove_old(path)
         _bind(listener, path)
         if group is not None:
             _open_to(group, path)
@@ -162,10 +174,22 @@ def _open_to(group: str, path: Path) -> None:
     path.chmod(0o660)
 
 
+def _remove_old(path: Path) -> None:
+    """Removes the socket of a gateway that was killed.   Raises ConfigInvalid for other files."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigInvalid(
+                f"'{path}' is there, and is no socket",
+                hint="set another `socket` in client.toml",
+            )
+        path.unlink()
+
+
 def _check_folder(folder: Path) -> None:
     """Raises ConfigInvalid if somebody else could put another socket in its place."""
-    found: Any = folder.stat()
-    if found.st_uid not in (os.getuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    found, itself = folder.stat(), folder.lstat()  # it may be a link, which could be put elsewhere
+    theirs = not {found.st_uid, itself.st_uid} <= {os.getuid(), 0}
+    if theirs or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigInvalid(
             f"others may write to '{folder}', where the gateway's socket is",
             hint=f"chmod go-w '{folder}', or set another `socket` in client.toml",

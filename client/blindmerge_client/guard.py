@@ -5,6 +5,7 @@ by a pinned coordinator, every rule of the policy holds *now*, and a person appr
 or the policy says that none needs to. Nothing that a server or courier sends can approve a job.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -14,18 +15,22 @@ from typing import Any
 import numpy.typing as npt
 
 from blindmerge.checkpoint import Checkpoint, Tensors
-from blindmerge.errors import ApprovalNeeded, PolicyRefused
+from blindmerge.errors import ApprovalNeeded, BlindmergeError, PolicyRefused
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
+from blindmerge.secagg.messages import kind_of
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Home, Policy
 from blindmerge_client.data import Examples, read_examples
+from blindmerge_client.differencing import reason_to_ask
 from blindmerge_client.jobs import Jobs
 from blindmerge_client.owner import Owner
 from blindmerge_client.policy import Question, permit
 from blindmerge_client.seat import Membership
 
 __all__ = ["Guard"]
+
+_log = logging.getLogger("blindmerge.client")
 
 
 class Guard:
@@ -46,7 +51,7 @@ class Guard:
         self._train = self._examples(client.train)
         self._test = None if client.test is None else self._examples(client.test)
         self._jobs = Jobs(home.jobs)
-        self._told: set[str] = set()
+        self._said = ""
         self._owner: Owner | None = None
         self._membership: Membership | None = None
         home.policy()  # its mistakes should be told now, not at the first request
@@ -61,50 +66,79 @@ class Guard:
         self, signed: SignedPlan, block: int | None, messages: Sequence[bytes]
     ) -> Mapping[str, npt.NDArray[Any]]:
         """What this owner sends (see `Owner.answer`).   Raises PolicyRefused, and what it does."""
-        owner = self._admit(signed)
-        self._say(f"job '{signed.plan.job}': {_step(signed.plan, block, messages)}")
-        return owner.answer(signed.plan, block, messages)
+        owner, plan = self._admit(signed), signed.plan
+        step = _step(plan, block, messages)
+        if block is not None:  # reading all the examples takes a while
+            self._say(f"{plan.job}: {step} ...")
+        began_s = time.monotonic()
+        arrays = owner.answer(plan, block, messages)
+        sent = sum(array.nbytes for array in arrays.values())
+        if arrays:
+            self._tell(plan, f"{step}: {sent:,} bytes leave, {time.monotonic() - began_s:.1f} s")
+        return arrays
 
     def receive(self, signed: SignedPlan, merged: Tensors) -> None:
         """Keeps merged tensors.   Raises PolicyRefused, and what `Owner.receive` does."""
-        owner = self._admit(signed)
-        self._say(f"job '{signed.plan.job}': {len(merged)} merged tensors came")
-        owner.receive(signed.plan, merged)
+        self._admit(signed).receive(signed.plan, merged)
+        self._tell(signed.plan, f"{len(merged)} merged tensors came")
 
     def evaluate(self, signed: SignedPlan) -> Mapping[str, float]:
         """Ends the job; the scores that are published.   Raises as `receive` does."""
-        scores = self._admit(signed).evaluate(signed.plan)
-        if self._jobs.ask(signed, self._train.sha256).state == "running":
-            self._jobs.move(signed.plan, "done")
+        owner, plan = self._admit(signed), signed.plan
+        scores = owner.evaluate(plan)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        self._tell(plan, f"the merged model is complete; scores that leave: {told or 'none'}")
+        self._jobs.finish(plan)
         return scores
 
     def _admit(self, signed: SignedPlan) -> Owner:
         """The owner, if it may answer.   Raises PolicyRefused, ApprovalNeeded, ConfigInvalid."""
-        policy = self._home.policy()
-        roster = self._home.roster(policy.roster) if policy.roster else None
-        others = self._jobs.others(signed.plan, self._train.sha256)
-        question = Question(signed, roster, len(self._train), others, int(time.time()))
-        permit(policy, question)
-        self._approve(policy, signed)
-        if roster is None:
-            raise AssertionError("the policy permitted a plan without a pinned roster")
+        try:
+            policy = self._home.policy()
+            roster = self._home.roster(policy.roster) if policy.roster else None
+            earlier = self._jobs.earlier(signed.plan, self._train.sha256)
+            permit(policy, Question(signed, roster, len(self._train), earlier, int(time.time())))
+            if roster is None:
+                raise AssertionError("the policy permitted a plan without a pinned roster")
+            self._approve(policy, signed, roster, earlier)
+        except BlindmergeError as error:
+            self._say_once(f"{signed.plan.job}: no. {error.message}\n  {error.hint}".rstrip())
+            raise
         return self._owner_with(policy, roster)
 
-    def _approve(self, policy: Policy, signed: SignedPlan) -> None:
-        job = self._jobs.ask(signed, self._train.sha256)
-        if job.state == "asked" and policy.approve == "automatic":
-            job = self._jobs.move(signed.plan, "approved")
+    def _approve(
+        self, policy: Policy, signed: SignedPlan, roster: Roster, earlier: Sequence[Roster]
+    ) -> None:
+        plan, job = signed.plan, self._jobs.ask(signed, roster, self._train.sha256)
+        automatic = policy.approve == "automatic" and not reason_to_ask(
+            policy.least_owners, roster, earlier
+        )
+        if job.state == "asked" and automatic:
+            job = self._jobs.move(plan, "approved")
         if job.state == "asked":
-            name = signed.plan.job
-            hint = f"blindmerge client approve {self._home.folder} {name}"
-            if name not in self._told:
-                self._say(f"job '{name}' waits for approval: {hint}")
-                self._told.add(name)
-            raise ApprovalNeeded(f"job '{name}' waits for approval", hint=hint)
+            raise ApprovalNeeded(
+                f"job '{plan.job}' waits for a person's approval",
+                hint=f"blindmerge client approve {self._home.folder} {plan.job}",
+            )
         if job.state == "refused":
-            raise PolicyRefused(f"this organisation refused job '{signed.plan.job}'")
+            raise PolicyRefused(
+                f"job '{plan.job}' is refused",
+                hint=f"blindmerge client approve {self._home.folder} {plan.job} allows it",
+                told="a person refused the job",
+            )
         if job.state == "approved":
-            self._jobs.move(signed.plan, "running")
+            self._jobs.move(plan, "running")
+
+    def _tell(self, plan: Plan, what: str) -> None:
+        """What left or came, for the person who watches and the log that is kept."""
+        self._say(f"{plan.job}: {what}")
+        _log.info("job %s (plan %s): %s", plan.job, plan.sha256, what)
+
+    def _say_once(self, line: str) -> None:
+        """A coordinator asks again every few seconds."""
+        if line != self._said:
+            self._say(line)
+            self._said = line
 
     def _owner_with(self, policy: Policy, roster: Roster) -> Owner:
         """One object while the policy stays, so that its model stays in memory."""
@@ -129,8 +163,18 @@ class Guard:
         return read_examples(path, self._base.labels, self._base.task)
 
 
+_STEPS = {
+    "propose": "fresh keys for a secure sum",
+    "adverts": "sealed shares for the others",
+    "survivors": "signature of who is in the sum",
+    "consents": "shares that open the sum",
+}
+"""What is answered to a message, by its kind."""
+
+
 def _step(plan: Plan, block: int | None, messages: Sequence[bytes]) -> str:
-    """What is answered, for the log."""
-    if block is None or not 0 <= block < len(plan.blocks):
-        return f"{len(messages)} messages of the secure sum"
-    return f"masked input of {plan.blocks[block].name} ({block + 1} of {len(plan.blocks)})"
+    """What is answered, for a person."""
+    if block is not None and 0 <= block < len(plan.blocks):
+        return f"masked input {block + 1} of {len(plan.blocks)}, {plan.blocks[block].name}"
+    kinds = [kind_of(data) for data in messages]
+    return ", ".join(_STEPS.get(kind or "", "a refusal") for kind in kinds) or "nothing"

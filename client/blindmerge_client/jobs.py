@@ -1,20 +1,22 @@
 """The jobs of an owner on disk: what was asked, what a person said, how far it is.
 
-One folder per job, named by the hash of its plan: `plan` holds the signed plan, `state.json` the
-rest; the session keeps its own files beside them. Every change is made under a lock, so the
-gateway and the commands may run at the same time.
+One folder per job, named by the hash of its plan: `plan` holds the signed plan, `roster` the owners
+it is with, `state.json` the rest; the session keeps its own files beside them. Every change is
+made under a lock, so the gateway and the commands may run at the same time, and is on the disk
+before anything is sent because of it.
 """
 
 import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from blindmerge.errors import ConfigInvalid, ResourceMissing
-from blindmerge.files import locked, replacing
+from blindmerge.errors import ConfigInvalid, PeerInvalid, ResourceMissing
+from blindmerge.files import locked, save_private
+from blindmerge.identity import Roster
 from blindmerge.plan import Plan
 from blindmerge.signed_plan import SignedPlan
 
@@ -37,9 +39,14 @@ _USED: tuple[State, ...] = ("running", "done", "accepted", "kept")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job. dataset: hash of the training examples.   since: Unix time of the last change."""
+    """A job.
+
+    roster: the owners it is with.   dataset: hash of the training examples.
+    since: Unix time of the last change.
+    """
 
     signed: SignedPlan
+    roster: Roster
     state: State
     dataset: str
     since: int
@@ -61,22 +68,24 @@ class Jobs:
         plans = sorted(self.folder.glob("*/plan"))
         return tuple(sorted((self._read(path.parent) for path in plans), key=lambda j: j.since))
 
-    def others(self, plan: Plan, dataset: str) -> int:
-        """How many other jobs these examples were used for."""
-        return sum(
-            job.dataset == dataset and job.state in _USED and job.plan.sha256 != plan.sha256
+    def earlier(self, plan: Plan, dataset: str) -> tuple[Roster, ...]:
+        """With whom these examples were used in other jobs, one roster for each."""
+        return tuple(
+            job.roster
             for job in self.all()
+            if job.dataset == dataset and job.state in _USED and job.plan.sha256 != plan.sha256
         )
 
-    def ask(self, signed: SignedPlan, dataset: str) -> Job:
+    def ask(self, signed: SignedPlan, roster: Roster, dataset: str) -> Job:
         """The job of this plan; a new one is stored as `asked`."""
         folder = self.folder / signed.plan.sha256
         with self._locked():
             if not (folder / "plan").exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._write(folder, Job(signed, "asked", dataset, int(time.time())))
-                with replacing(folder / "plan") as temporary:
-                    temporary.write_bytes(signed.encode())
+                self._write(folder, Job(signed, roster, "asked", dataset, int(time.time())))
+                save_private(folder / "roster", roster.encode())
+                # Last: a folder with this file is a job.
+                save_private(folder / "plan", signed.encode())
             return self._read(folder)
 
     def move(self, plan: Plan, state: State) -> Job:
@@ -89,9 +98,17 @@ class Jobs:
                     f"job '{plan.job}' is {job.state}, so it cannot become {state}",
                     hint="see `blindmerge client jobs`",
                 )
-            moved = Job(job.signed, state, job.dataset, int(time.time()))
+            moved = replace(job, state=state, since=int(time.time()))
             self._write(folder, moved)
             return moved
+
+    def finish(self, plan: Plan) -> None:
+        """The job is done, if it was running; later states stay."""
+        folder = self.folder / plan.sha256
+        with self._locked():
+            job = self._read(folder)
+            if job.state == "running":
+                self._write(folder, replace(job, state="done", since=int(time.time())))
 
     def find(self, name: str | None, *states: State) -> Job:
         """The one job in these states with this name, or whose hash begins so.
@@ -116,16 +133,16 @@ class Jobs:
         return locked(self.folder / "lock")
 
     def _write(self, folder: Path, job: Job) -> None:
-        with replacing(folder / "state.json") as temporary:
-            content = {"state": job.state, "dataset": job.dataset, "since": job.since}
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+        content = {"state": job.state, "dataset": job.dataset, "since": job.since}
+        save_private(folder / "state.json", json.dumps(content).encode())
 
     def _read(self, folder: Path) -> Job:
         try:
             signed = SignedPlan.decode((folder / "plan").read_bytes())
+            roster = Roster.decode((folder / "roster").read_bytes())
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            job = Job(signed, state["state"], state["dataset"], state["since"])
-        except (KeyError, TypeError, ValueError) as error:
+            job = Job(signed, roster, state["state"], state["dataset"], state["since"])
+        except (FileNotFoundError, PeerInvalid, KeyError, TypeError, ValueError) as error:
             raise _damaged(folder) from error
         if job.state not in get_args(State) or signed.plan.sha256 != folder.name:
             raise _damaged(folder)

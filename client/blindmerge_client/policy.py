@@ -31,13 +31,13 @@ class Question:
 
     roster: the one in the owner's folder; None without.
     examples: how many training examples there are.
-    other_jobs: how many other jobs these examples were used for.   now: Unix time in seconds.
+    earlier: rosters of other jobs that these examples were used for.   now: Unix time in seconds.
     """
 
     signed: SignedPlan
     roster: Roster | None
     examples: int
-    other_jobs: int
+    earlier: tuple[Roster, ...]
     now: int
 
     @property
@@ -55,6 +55,8 @@ class Rule(ABC):
     """The key of `policy.toml`."""
     change: ClassVar[str]
     """What would allow it; `{asked}` is what the plan asks."""
+    about_data: ClassVar[bool] = False
+    """Whether a refusal says something of the owner's data: then no coordinator hears of it."""
 
     @abstractmethod
     def asked(self, question: Question) -> str:
@@ -74,6 +76,7 @@ class Rule(ABC):
             raise PolicyRefused(
                 f"rule '{self.key}': asked {asked}; allowed {self.allowed()}",
                 hint=f"in policy.toml: {self.change.format(asked=asked)}",
+                told="" if self.about_data else f"rule '{self.key}' of its policy",
             )
 
 
@@ -244,6 +247,7 @@ class _Colluders(Rule):
 class _LeastExamples(Rule):
     key = "least_examples"
     change = "lower least_examples, or bring more examples"
+    about_data = True
 
     def asked(self, question: Question) -> str:
         return f"sums over {min(question.plan.examples, question.examples)} examples of yours"
@@ -283,15 +287,16 @@ class _MaxJobs(Rule):
 
     key = "max_jobs"
     change = "raise max_jobs, if the owners of the jobs are the same or very different ones"
+    about_data = True
 
     def asked(self, question: Question) -> str:
-        return f"job {question.other_jobs + 1} on the same examples"
+        return f"job {len(question.earlier) + 1} on the same examples"
 
     def allowed(self) -> str:
         return f"at most {self.policy.max_jobs}"
 
     def _holds(self, question: Question) -> bool:
-        return question.other_jobs < self.policy.max_jobs
+        return len(question.earlier) < self.policy.max_jobs
 
 
 class _Expires(Rule):

@@ -2,12 +2,16 @@
 
 import logging
 
-from blindmerge.errors import BlindmergeError, PeerInvalid
+from blindmerge.errors import BlindmergeError, PeerInvalid, PolicyRefused
 
-__all__ = ["Refusal", "refusal_of"]
+__all__ = ["NoAnswer", "Refusal", "refusal_of"]
 
 _log = logging.getLogger("blindmerge.client")
 _ELSE = "see the owner's log"
+
+
+class NoAnswer(Exception):
+    """The owner cannot be reached, so nothing is said: the coordinator would drop it for good."""
 
 
 class Refusal(Exception):
@@ -22,8 +26,8 @@ class Refusal(Exception):
 def refusal_of(error: Exception) -> Refusal:
     """The refusal that an error becomes; the error itself goes to the owner's log.
 
-    The coordinator learns the kind, and the reason only if the fault is its own: other messages
-    speak of an owner's files.
+    The coordinator learns the kind, and the reason only if the fault is its own or lies in its
+    plan: other messages speak of an owner's files.
     """
     if isinstance(error, Refusal):
         return error
@@ -32,4 +36,7 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal("InternalError")
     kind = type(error).__name__
     _log.error("%s: %s %s", kind, error.message, error.hint)
-    return Refusal(kind, str(error)) if isinstance(error, PeerInvalid) else Refusal(kind)
+    if isinstance(error, PeerInvalid):
+        return Refusal(kind, str(error))
+    told = error.told if isinstance(error, PolicyRefused) else ""
+    return Refusal(kind, told or _ELSE)

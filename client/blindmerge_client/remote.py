@@ -1,7 +1,6 @@
 """The owner as the courier sees it: a gateway behind a Unix socket."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from blindmerge.checkpoint import Tensors
 from blindmerge.errors import ResourceMissing
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.packets import Call, decode_arrays
-from blindmerge_client.refusal import Refusal
+from blindmerge_client.refusal import NoAnswer, Refusal
 
 __all__ = ["RemoteOwner"]
 
@@ -23,7 +22,8 @@ class RemoteOwner:
     """Answers through the gateway at a socket.
 
     done: called with the name of a job whose evaluation was answered.
-    Raises Refusal where the gateway refuses, ResourceMissing where none listens.
+    Raises Refusal where the gateway refuses, NoAnswer where none listens or it ends meanwhile:
+    then the same may be asked again.
     """
 
     def __init__(self, path: Path, done: Callable[[str], None] = lambda _: None) -> None:
@@ -37,7 +37,7 @@ class RemoteOwner:
         self._path = path
         self._done = done
 
-    @cached_property
+    @property
     def name(self) -> str:
         """The organisation's name."""
         return str(self._sent("GET", "/name", b"").json()["name"])
@@ -59,14 +59,15 @@ class RemoteOwner:
         self._done(plan.plan.job)
         return dict(scores)
 
+    def close(self) -> None:
+        """Ends the connection."""
+        self._http.close()
+
     def _sent(self, method: str, path: str, body: bytes) -> httpx.Response:
         try:
             response = self._http.request(method, path, content=body)
         except httpx.TransportError as error:
-            raise ResourceMissing(
-                f"the gateway at '{self._path}' does not answer: {error}",
-                hint="see its log; `blindmerge client run` starts it",
-            ) from error
+            raise NoAnswer(f"the gateway at '{self._path}' does not answer: {error}") from error
         if response.status_code == httpx.codes.CONFLICT:
             refused = response.json()
             raise Refusal(str(refused["kind"]), str(refused["reason"]))

@@ -12,13 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
@@ -26,36 +24,26 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 
 from blindmerge.errors import ConfigInvalid, ResourceMissing
+from blindmerge.log_file import log_to_file
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.app import courier
 from blindmerge_client.config import Client, Home
 from blindmerge_client.fleet import Fleet, connected, read_node_key
+from blindmerge_client.refusal import NoAnswer
 from blindmerge_client.remote import RemoteOwner
 
-__all__ = ["log_to_file", "run_client", "run_node"]
+__all__ = ["run_client", "run_node"]
 
 _log = logging.getLogger("blindmerge.client")
-_LOG_BYTES, _LOG_FILES = 10 << 20, 3
 _POLL_S = 0.5
-_RECONNECT_S = 5.0
+_AGAIN_S = 5.0
 _FORGET_S = 3.0  # longer than a server takes to see that a node is gone
-_GATEWAY_START_S = 120.0
 _GATEWAY_STOP_S = 10.0
 _LOST = (httpx.HTTPError, ObjectPullError, ObjectPushError, ObjectUnavailableError)
+Say = Callable[[str], None]
 
 
-def log_to_file(home: Home) -> None:
-    """What blindmerge and Flower have to say goes to the owner's log, which is rotated."""
-    home.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handler = RotatingFileHandler(home.log_file, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per look for messages
-    flower = logging.getLogger("flwr")
-    flower.handlers, flower.propagate = [], True
-
-
-def run_client(home: Home, once: bool, say: Callable[[str], None]) -> None:
+def run_client(home: Home, once: bool, say: Say) -> None:
     """Gateway and node, until Ctrl-C or SIGTERM.   once: until one job is done.
 
     Raises ConfigInvalid for mistakes in the owner's files, ResourceMissing if the gateway ends.
@@ -63,54 +51,109 @@ def run_client(home: Home, once: bool, say: Callable[[str], None]) -> None:
     client = home.client()
     client.check(home.client_file)
     home.policy()
-    log_to_file(home)
-    with _gateway(home, client.socket) as gateway:
-        say(f"gateway of '{client.name}' at {client.socket}; log in {home.log_file}")
-        _serve(home, client, once, say, gateway.poll)
+    log_to_file(home.log_file)
+    with _until_stopped(say), _gateway(home, client.socket) as gateway:
+        say(f"gateway of '{client.name}' at {client.socket}")
+        say(f"logs in {home.log_file.parent}")
+        _Node(home, client, once, say, gateway.poll).serve()
 
 
-def run_node(home: Home, once: bool, say: Callable[[str], None]) -> None:
+def run_node(home: Home, once: bool, say: Say) -> None:
     """The node alone, where the gateway runs elsewhere on this machine.   Raises likewise."""
-    log_to_file(home)
-    _serve(home, home.client(), once, say, lambda: None)
+    log_to_file(home.log_file)
+    with _until_stopped(say):
+        _Node(home, home.client(), once, say, lambda: None).serve()
 
 
-def _serve(
-    home: Home,
-    client: Client,
-    once: bool,
-    say: Callable[[str], None],
-    gateway_ended: Callable[[], int | None],
-) -> None:
-    key = read_node_key(home.node_file)
-    if not client.ca.is_file():
-        raise ConfigInvalid(
-            f"there is no certificate authority '{client.ca}'",
-            hint="get ca.crt from the coordinator, over a channel that both of you trust",
-        )
-    done = threading.Event()
+class _Node:
+    """Carries messages between the server and the gateway.
 
-    def job_done(job: str) -> None:
-        say(f"job '{job}' is done: blindmerge client evaluate {home.folder}")
-        if once:
-            done.set()
+    gateway_ended: its exit code, or None while it runs or nobody knows.
+    """
 
-    owner = RemoteOwner(client.socket, job_done)
-    app = courier(lambda _: owner, SignedPlan.decode)
-    lost = ""
-    while not done.is_set():
-        try:
-            with _entered(client, key) as fleet:
-                say(f"connected to {client.server}; waiting for jobs")
-                lost = ""
-                _answer(fleet, app, done, gateway_ended)
-        except _LOST as error:
-            _log.warning("no connection to %s: %s", client.server, error)
-            if (reason := _why(error)) != lost:
-                say(f"no connection to {client.server}: {reason}; trying again")
-                lost = reason
-            if not done.wait(_RECONNECT_S):
-                _check(gateway_ended)
+    def __init__(
+        self, home: Home, client: Client, once: bool, say: Say, gateway_ended: Callable[[], object]
+    ) -> None:
+        if not client.ca.is_file():
+            raise ConfigInvalid(
+                f"there is no certificate authority '{client.ca}'",
+                hint="get ca.crt from the coordinator, over a channel that both of you trust",
+            )
+        self._home, self._client, self._once, self._say = home, client, once, say
+        self._key = read_node_key(home.node_file)
+        self._gateway_ended = gateway_ended
+        self._ended: list[str] = []  # jobs whose last answer is not sent yet
+        owner = RemoteOwner(client.socket, self._ended.append)
+        self._app = courier(lambda _: owner, SignedPlan.decode)
+        self._done = threading.Event()
+        self._trouble = ""
+
+    def serve(self) -> None:
+        """Until a job is done, if once; else for ever."""
+        while not self._done.is_set():
+            try:
+                with _entered(self._client, self._key) as fleet:
+                    self._say(f"connected to {self._client.server}; waiting for jobs")
+                    self._trouble = ""
+                    self._answer(fleet)
+            except _LOST as error:
+                self._wait(f"no connection to {self._client.server}: {_why(error)}", error)
+
+    def _answer(self, fleet: Fleet) -> None:
+        while not self._done.is_set():
+            self._check_gateway()
+            try:
+                message = fleet.receive()
+                if message is not None:
+                    fleet.send(self._reply(message))
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.FORBIDDEN:
+                    raise
+                # The coordinator stopped the run; whoever asks next, asks in another.
+                _log.info("a message of a run that was stopped: %s", error)
+                continue
+            if message is None:
+                self._done.wait(_POLL_S)
+            for job in self._ended:
+                self._say(f"job '{job}' is done: blindmerge client evaluate {self._home.folder}")
+                if self._once:
+                    self._done.set()
+            self._ended.clear()
+
+    def _reply(self, message: Message) -> Message:
+        """The owner's; a gateway that is not there is waited for."""
+        while True:
+            try:
+                context = Context(message.metadata.run_id, 0, {}, RecordDict(), {})
+                reply = self._app(message, context)
+                self._trouble = ""
+                return reply
+            except NoAnswer as error:
+                self._wait(str(error), error)
+
+    def _wait(self, trouble: str, error: Exception) -> None:
+        """Says what the trouble is, once, and lets some time pass."""
+        _log.warning("%s (%s)", trouble, error)
+        if trouble != self._trouble:
+            self._say(f"{trouble}; trying again")
+            self._trouble = trouble
+        self._check_gateway()
+        self._done.wait(_AGAIN_S)
+
+    def _check_gateway(self) -> None:
+        if self._gateway_ended() is not None:
+            raise ResourceMissing(
+                "the gateway ended", hint="its last words are above, or in gateway.log"
+            )
+
+
+@contextmanager
+def _until_stopped(say: Say) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are how people and systems end a client."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped; a job that was going on waits for the next start")
 
 
 @contextmanager
@@ -127,55 +170,47 @@ def _entered(client: Client, key: EllipticCurvePrivateKey) -> Iterator[Fleet]:
         yield fleet
 
 
-def _answer(
-    fleet: Fleet, app: ClientApp, done: threading.Event, gateway_ended: Callable[[], int | None]
-) -> None:
-    while not done.is_set():
-        _check(gateway_ended)
-        message = fleet.receive()
-        if message is None:
-            done.wait(_POLL_S)
-            continue
-        context = Context(message.metadata.run_id, 0, {}, RecordDict(), {})
-        fleet.send(app(message, context))
-
-
-def _check(gateway_ended: Callable[[], int | None]) -> None:
-    if gateway_ended() is not None:
-        raise ResourceMissing("the gateway ended", hint="its last words are above and in its log")
-
-
 def _why(error: Exception) -> str:
     """For a person, without what only a log needs."""
     if isinstance(error, httpx.HTTPStatusError):
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            return "it does not know this node (blindmerge server add-owner)"
+            return "it does not know this node (server add-owner), or clocks differ by minutes"
+        if error.response.status_code == httpx.codes.PRECONDITION_FAILED:
+            return "it still holds this node's last connection, for a minute at most"
         return f"HTTP {error.response.status_code}"
     return str(error)[:200] or type(error).__name__
 
 
 @contextmanager
 def _gateway(home: Home, path: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """The gateway's process, listening; it ends with the block."""
-    words = [sys.executable, "-m", "blindmerge", "client", "gateway", str(home.folder)]
+    """The gateway's process, listening; it ends with the block, or when this process dies."""
+    # Not from the working folder (-P): what lies there is not this installation.
+    words = [sys.executable, "-P", "-m", "blindmerge", "client", "gateway", "--until-eof"]
     # A session of its own: Ctrl-C goes to this process, which ends the other in order.
-    process = subprocess.Popen(words, start_new_session=True)  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603
+        [*words, str(home.folder)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    owner = RemoteOwner(path)
     try:
-        owner, deadline_s = RemoteOwner(path), time.monotonic() + _GATEWAY_START_S
-        while True:
-            try:
-                _ = owner.name
-                break
-            except ResourceMissing:
-                if process.poll() is not None or time.monotonic() > deadline_s:
-                    raise ResourceMissing(
-                        "the gateway did not start", hint="its last words are above"
-                    ) from None
-                time.sleep(_POLL_S)
+        while not _listens(owner):
+            if process.poll() is not None:
+                raise ResourceMissing("the gateway did not start", hint="its last words are above")
+            time.sleep(_POLL_S)
         yield process
     finally:
+        owner.close()
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(_GATEWAY_STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def _listens(owner: RemoteOwner) -> bool:
+    try:
+        return bool(owner.name)
+    except NoAnswer:
+        return False

@@ -1,12 +1,13 @@
 """What will leave the owner's machine in a job, in plain words, before anybody approves it."""
 
+import textwrap
 from collections import Counter
 from math import prod
 
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
 
-__all__ = ["statement"]
+__all__ = ["filled", "statement"]
 
 _MEANING = {
     "delta": "changes of weights by your training",
@@ -24,16 +25,22 @@ _MEANING = {
 }
 """By the part of a name after the colon."""
 
+_WIDTH = 80
 _PLAIN_BYTES = 8  # of a number that is sent without masks
 
 
 def statement(plan: Plan, roster: Roster | None, publishes_scores: bool) -> tuple[str, ...]:
-    """The statement, one paragraph each.
+    """The statement, in lines of at most 80 characters.
 
     roster: of the plan; None if the owner does not have it.
     publishes_scores: whether the owner has test data whose scores are told to the coordinator.
     """
-    return (*_contents(plan), *_company(plan, roster), _otherwise(publishes_scores))
+    return (*_contents(plan), *_company(plan, roster), *_otherwise(publishes_scores))
+
+
+def filled(text: str, indent: int = 0) -> list[str]:
+    """A paragraph in lines of at most 80 characters.   indent: of all lines but the first."""
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def _contents(plan: Plan) -> list[str]:
@@ -46,38 +53,46 @@ def _contents(plan: Plan) -> list[str]:
             counts[kind] += 1
             numbers[kind] += prod(shape)
     each = _PLAIN_BYTES if plan.masks == "off" else plan.masks.bits // 8
-    lines = [
-        f"  {counts[kind]:>5} x {_MEANING.get(kind, kind)}; {numbers[kind] * each:,} bytes"
-        for kind in numbers
-    ]
-    return [
-        f"Job '{plan.job}' makes {sum(counts.values())} tensors from at most {plan.examples:,} "
-        f"of your training examples, {numbers.total() * each:,} bytes in all:",
-        *lines,
-        "No text, label or prediction of yours is among them.",
-    ]
+    lines = filled(
+        f"Job '{plan.job}' makes {sum(counts.values())} tensors, {numbers.total() * each:,} bytes "
+        f"in all, from at most {plan.examples:,} of your training examples:"
+    )
+    width = len(f"{max(numbers.values()) * each:,}")
+    for kind, count in numbers.most_common():
+        head = f"  {count * each:>{width},} bytes  {counts[kind]:>5} x "
+        lines += filled(f"{head}{_MEANING.get(kind, kind)}", len(head))
+    return [*lines, "No text, label or prediction of yours is among them.", ""]
 
 
 def _company(plan: Plan, roster: Roster | None) -> list[str]:
     """With whom it is summed, and who must be honest."""
     if plan.masks == "off":
-        return ["WITHOUT MASKS: the server sees every one of these numbers of yours."]
+        return [*filled("WITHOUT MASKS: the server sees every one of these numbers of yours."), ""]
     thresholds = plan.masks.thresholds
-    names = "" if roster is None else f": {roster.names(range(len(roster)))}"
-    honest = thresholds.owners - 1 - thresholds.colluders
+    names = "" if roster is None else f": {', '.join(each.name for each in roster.members)}"
+    others = thresholds.owners - 1
+    honest = others - thresholds.colluders
+    are = "is" if honest == 1 else "are"
     return [
-        f"They leave under masks. The server sees only sums over at least {thresholds.quorum} of "
-        f"{thresholds.owners} owners{names}.",
-        f"That holds while {honest} of the {thresholds.owners - 1} other owners are honest, "
-        f"whatever the server does. Owners who pool all that they sent can subtract it: if all "
-        "others in a sum did so, they would see your numbers.",
-        "A sum can itself tell something, the more the fewer the owners: see 'What it protects' "
-        "in the README.",
+        *filled(
+            f"They leave under masks. The server sees only sums over at least {thresholds.quorum} "
+            f"of {thresholds.owners} owners{names}."
+        ),
+        *filled(
+            f"That holds while {honest} of the {others} other owners {are} honest, whatever the "
+            "server does. Owners who pool all that they sent can subtract it: if all others in a "
+            "sum did so, they would see your numbers."
+        ),
+        *filled(
+            "A sum can itself tell something, the more the fewer the owners: see 'What it "
+            "protects' in the README."
+        ),
+        "",
     ]
 
 
-def _otherwise(publishes_scores: bool) -> str:
-    told = "your name, when you answered, the kind of an error"
+def _otherwise(publishes_scores: bool) -> list[str]:
+    told = "your name, when you answered, the kind of an error, which rule of your policy refused"
     if publishes_scores:
         told += ", and in clear the accuracy, F1 and size of your test data (`test`)"
-    return f"Beside that the coordinator learns {told}."
+    return filled(f"Beside that the coordinator learns {told}.")

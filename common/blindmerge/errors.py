@@ -151,9 +151,16 @@ class LedgerTampered(JobAborted):
 
 
 class PolicyRefused(BlindmergeError):
-    """The owner's own rules forbid what was asked."""
+    """The owner's own rules forbid what was asked.
+
+    told: what a coordinator may be told of the reason, which says nothing about data.
+    """
 
     exit_code = 8
+
+    def __init__(self, message: str, *, hint: str = "", told: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.told = told
 
 
 class ApprovalNeeded(PolicyRefused):

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blindmerge.errors import ResourceMissing
+from blindmerge.errors import JobAborted, ResourceMissing
 
 __all__ = [
     "explaining",
     "locked",
+    "only_one",
     "replacing",
     "save_array",
     "save_private",
@@ -108,12 +109,32 @@ def locked(path: Path) -> Iterator[None]:
 
     It goes with the block, or with the process.   Raises ResourceMissing if it cannot be made.
     """
+    with _lock_file(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Holds the lock file `path`.   what: is going on if somebody else holds it, for a person.
+
+    Raises JobAborted then, and ResourceMissing if the file cannot be made.
+    """
+    with _lock_file(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobAborted(what, hint="wait for it, or stop it first") from None
+        yield
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
     with explaining(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
     finally:
         os.close(file)
 

@@ -2,11 +2,16 @@
 
 import datetime
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from blindmerge.secagg.secret import OsRandomness
+
+if TYPE_CHECKING:
+    from blindmerge_server.config import Home
 
 __all__ = ["server"]
 
@@ -17,6 +22,7 @@ server = typer.Typer(
     rich_markup_mode=None,
 )
 
+_WIDTH = 80
 Folder: TypeAlias = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 JobFile: TypeAlias = Annotated[Path, typer.Argument(help="JOB.toml; `server init` wrote one.")]
 
@@ -63,6 +69,21 @@ def add_owner(
     print("Compare its public key with the owner, by telephone or in person:")
     print(f"  {added.identity}")
     print("A server that runs lets its node in within seconds.")
+
+
+@server.command("remove-owner")
+def remove_owner(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="As it stands in the roster.")],
+) -> None:
+    """Take an owner off the roster and bar its node. Jobs that go on need the old roster."""
+    from blindmerge_server.config import Home
+
+    home = Home(folder)
+    home.settings()
+    left = home.remove(name)
+    print(f"'{name}' is not in the roster any more, which has {left} owner(s) now.")
+    print("A server that runs bars its node within seconds; all others pin the new roster.")
 
 
 @server.command("roster")
@@ -112,8 +133,6 @@ def run(folder: Folder) -> None:
 @server.command("merge")
 def merge(folder: Folder, job: JobFile) -> None:
     """Run a job, or what is left of it, with the owners that are connected."""
-    from rich.console import Console
-
     from blindmerge_server.config import Home, JobSettings
     from blindmerge_server.merging import run_merge
     from blindmerge_server.report.job_table import render_job
@@ -129,32 +148,51 @@ def merge(folder: Folder, job: JobFile) -> None:
 def jobs(folder: Folder) -> None:
     """Every plan, and how far its job is."""
     from blindmerge_server.config import Home
-    from blindmerge_server.planning import read_plan
 
     home = Home(folder)
     home.settings()
-    plans = sorted(home.plans.glob("*.plan"))
-    if not plans:
-        print("no plan yet: blindmerge server plan DIR JOB.toml")
-    for file in plans:
-        plan = read_plan(home, file.stem).plan
-        at = home.jobs / plan.job
-        state = "planned"
-        if (at / "report.json").exists():
-            state = f"done, in {at}"
-        elif at.exists():
-            state = "not finished: run `blindmerge server merge` again"
-        print(f"{plan.job}  {plan.sha256[:12]}  {plan.method.name}  {state}")
+    _show_jobs(home)
 
 
 @server.command("status")
 def status(folder: Folder) -> None:
-    """Whether the server answers, and which owners are connected."""
+    """Whether the server answers, which owners are connected, and how far the jobs are."""
     from blindmerge_server.config import Home
-    from blindmerge_server.flower_run import nodes_online
+    from blindmerge_server.overview import owner_lines
 
     home = Home(folder)
-    online = set(nodes_online(home).values())
-    print(f"the server answers at {home.settings().connect}:{home.settings().port}")
-    for owner in home.owners():
-        print(f"  {owner.name}  {'connected' if owner.name in online else 'not connected'}")
+    settings, lines = home.settings(), owner_lines(home)
+    print(f"the server answers at {settings.connect}:{settings.port}\n")
+    table = _table("owner", "times in UTC")
+    for line in lines:
+        table.add_row(line.name, line.state)
+    _show(table)
+    print()
+    _show_jobs(home)
+
+
+def _show_jobs(home: "Home") -> None:
+    from blindmerge_server.overview import job_lines
+
+    lines = job_lines(home)
+    if not lines:
+        print(f"no plan yet: blindmerge server plan {home.folder} JOB.toml")
+        return
+    table = _table("job", "hash", "method", "state")
+    for line in lines:
+        table.add_row(line.plan.job, line.plan.sha256[:8], line.plan.method.name, line.state)
+    _show(table)
+    for line in lines:
+        if line.folder is not None:
+            print(f"\n{line.plan.job}: {line.folder}")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    Console(width=_WIDTH, highlight=False).print(table)

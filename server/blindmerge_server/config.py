@@ -169,6 +169,7 @@ class Home:
         self.layouts = self.folder / "layouts"
         self.database = self.folder / "flower.db"
         self.log_file = self.folder / "server.log"
+        self.merge_lock_file = self.folder / "merge.lock"
 
     def settings(self) -> ServerSettings:
         """`server.toml`.   Raises ConfigInvalid with all its mistakes."""
@@ -212,8 +213,8 @@ class Home:
             if known.name == keys.name:
                 raise ConfigInvalid(
                     f"'{keys.name}' is in the roster with other keys",
-                    hint=f"remove {self.owners_folder / keys.name}.json first; the roster's hash "
-                    "changes, and all owners must pin the new one",
+                    hint=f"first: blindmerge server remove-owner {self.folder} {keys.name}; the "
+                    "roster's hash changes, and all owners must pin the new one",
                 )
             if known.identity == keys.identity or known.node_key() == keys.node_key():
                 raise ConfigInvalid(
@@ -225,6 +226,24 @@ class Home:
         with replacing(self.roster_file) as temporary:
             temporary.write_bytes(roster.encode())
         return roster
+
+    def remove(self, name: str) -> int:
+        """Takes an owner off the roster; returns how many are left.
+
+        Raises ConfigInvalid if there is no such owner.
+        """
+        if name not in {owner.name for owner in self.owners()}:
+            raise ConfigInvalid(
+                f"no owner is called {shown(name)}",
+                hint=f"blindmerge server roster {self.folder} names them all",
+            )
+        (self.owners_folder / f"{name}.json").unlink()
+        left = self.owners()
+        self.roster_file.unlink(missing_ok=True)
+        if left:
+            with replacing(self.roster_file) as temporary:
+                temporary.write_bytes(self.roster().encode())
+        return len(left)
 
     def _secret(self, path: Path) -> Secret:
         try:

@@ -7,7 +7,7 @@ against the coordinator's secret, and is given a grid.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import httpx
@@ -20,6 +20,7 @@ from flwr.proto.control_pb2 import (
     StartRunRequest,
     StopRunRequest,
 )
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullTaskInputRequest,
@@ -43,7 +44,7 @@ from blindmerge.errors import ResourceMissing
 from blindmerge_server.config import Home
 from blindmerge_server.superlink import access_token
 
-__all__ = ["bundle", "flower_run", "nodes_online"]
+__all__ = ["ServerGone", "bundle", "flower_run", "nodes", "nodes_online"]
 
 _COMPONENT = "blindmerge server"
 _LOOK_FOR_TASK_S = 0.5
@@ -53,6 +54,10 @@ def bundle() -> Fab:
     """The bundle of every blindmerge run: the same bytes at both sides."""
     content, _ = build_fab_from_files(BUNDLE_FILES)
     return Fab(hashlib.sha256(content).hexdigest(), content, {})
+
+
+class ServerGone(ResourceMissing):
+    """No server answers, or it refuses the coordinator's commands."""
 
 
 class _Bearer:
@@ -70,7 +75,7 @@ class _Bearer:
 def flower_run(home: Home, pause: Callable[[float], None] = time.sleep) -> Iterator[HttpGrid]:
     """The grid of a new run; the run ends with the block. What an earlier command left is ended.
 
-    Raises ResourceMissing if the server does not answer or refuses.
+    Raises ServerGone if the server does not answer or refuses.
     """
     address = f"{home.settings().connect}:{home.settings().port}"
     authority, secret = home.authority_file.read_bytes(), home.control()
@@ -101,20 +106,24 @@ def flower_run(home: Home, pause: Callable[[float], None] = time.sleep) -> Itera
         yield grid
 
 
-def nodes_online(home: Home) -> dict[int, str]:
-    """Owner by node, of those that are connected; the server knows them by their keys.
+def nodes(home: Home) -> Sequence[NodeInfo]:
+    """The registered nodes; their names are those of owners, known by their keys.
 
-    Raises ResourceMissing if the server does not answer or refuses.
+    Raises ServerGone if the server does not answer or refuses.
     """
     control = _control(home)
     try:
-        nodes = control.ListNodes(ListNodesRequest()).nodes_info
+        return list(control.ListNodes(ListNodesRequest()).nodes_info)
     except httpx.HTTPError as error:
         address = f"{home.settings().connect}:{home.settings().port}"
         raise _unreachable(home, address, error) from error
     finally:
         control.close()
-    return {node.node_id: node.name for node in nodes if node.status == "online"}
+
+
+def nodes_online(home: Home) -> dict[int, str]:
+    """Owner by node, of those that are connected.   Raises as `nodes` does."""
+    return {node.node_id: node.name for node in nodes(home) if node.status == "online"}
 
 
 def _control(home: Home) -> ControlHttpClient:
@@ -130,13 +139,13 @@ def _control(home: Home) -> ControlHttpClient:
     )
 
 
-def _unreachable(home: Home, address: str, error: httpx.HTTPError) -> ResourceMissing:
+def _unreachable(home: Home, address: str, error: httpx.HTTPError) -> ServerGone:
     if isinstance(error, httpx.HTTPStatusError):
-        return ResourceMissing(
+        return ServerGone(
             f"the server at {address} refuses this command (HTTP {error.response.status_code})",
             hint=f"is it the server of '{home.folder}'? See {home.log_file}",
         )
-    return ResourceMissing(
+    return ServerGone(
         f"no server answers at {address}: {error}",
         hint=f"start it in another terminal: blindmerge server run {home.folder}",
     )

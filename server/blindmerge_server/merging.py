@@ -4,6 +4,7 @@ All that the job needs lies in its folder: a command that was killed is run agai
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,26 +13,36 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.app import ArrayRecord
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+)
 
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import JobAborted, TooFewOwners
-from blindmerge.files import replacing
+from blindmerge.files import only_one, replacing
 from blindmerge.plan import Masks
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_server.config import Home, JobSettings
 from blindmerge_server.exchanges import exchanges
-from blindmerge_server.flower_run import flower_run, nodes_online
+from blindmerge_server.flower_run import ServerGone, flower_run, nodes_online
 from blindmerge_server.jobs import JobFolder
 from blindmerge_server.patience import PatientGrid
 from blindmerge_server.planning import write_plan
 from blindmerge_server.report.job_report import JobReport, job_report, write_job_report
+from blindmerge_server.report.wording import duration, size
 from blindmerge_server.simulate.bounds import cached_layouts
 from blindmerge_server.strategy import JobRecord, Merge
 
 __all__ = ["run_merge"]
 
+_log = logging.getLogger("flwr")
+_LOST = (httpx.HTTPError, ObjectPullError, ObjectPushError, ObjectUnavailableError, ServerGone)
 _LOOK_S = 0.5
+_AGAIN_S = 5.0
 _LOOK_FOR_OWNERS_S = 2.0
 _DAY_S = 86400
 Say = Callable[[str], None]
@@ -43,39 +54,87 @@ def run_merge(home: Home, settings: JobSettings, say: Say) -> JobReport:
     say: shows a line to a person.   Raises TooFewOwners and other JobAborted if it cannot go on,
     ResourceMissing if no server answers.
     """
-    signed, roster = write_plan(home, settings), home.roster()
-    plan, folder = signed.plan, home.jobs / settings.name
-    base = Checkpoint(settings.base)
-    layouts = cached_layouts(plan, base.path, home.layouts)
-    job = JobFolder(folder / "state", plan, round(time.time()) + settings.days * _DAY_S)
+    with only_one(home.merge_lock_file, "another `blindmerge server merge` runs in this folder"):
+        home.merge_lock_file.write_text(settings.name)  # for whoever asks what goes on
+        return _run(home, settings, say)
+
+
+def _run(home: Home, settings: JobSettings, say: Say) -> JobReport:
+    signed, folder = write_plan(home, settings), home.jobs / settings.name
     began_s = time.monotonic()
-    sums = job.sums(roster, layouts)
-    if job.closed:
-        say(f"goes on after {job.closed} of {len(exchanges(plan)[0])} exchanges")
-    patience_s = 3600 * settings.patience_hours
-    with _logging_to(folder / "log"), flower_run(home) as http:
-        nodes = _joined(home, signed, patience_s, say)
-        grid: Any = PatientGrid(http, _pause, lambda node, why: say(f"  {nodes[node]} {why}"))
-        shown = _Shown(job.record, len(exchanges(plan)[0]), say)
-        strategy = Merge(
-            plan, base, folder / "merged", nodes, sums, shown, job.record, signed.encode()
+    with _logging_to(folder / "log"):
+        record = _in_spite_of_losses(
+            lambda begun: _attempt(home, settings, signed, say, begun), say
         )
-        strategy.start(grid, ArrayRecord(), num_rounds=strategy.rounds, timeout=patience_s)
-    report = job_report(signed, roster, job.record, _now(), time.monotonic() - began_s, _versions())
-    for phase, proof in enumerate(job.record.proofs):
+    seconds = time.monotonic() - began_s
+    report = job_report(signed, home.roster(), record, _now(), seconds, _versions())
+    for phase, proof in enumerate(record.proofs):
         with replacing(folder / "transcripts" / f"sum-{phase + 1:03}.cbor") as temporary:
             temporary.write_bytes(proof.transcript.encode())
     write_job_report(report, folder / "report.json")
     return report
 
 
-def _joined(home: Home, signed: SignedPlan, patience_s: float, say: Say) -> dict[int, str]:
-    """Owner by node, once all are there, or as many as a sum needs and the time is over."""
-    masks, names = signed.plan.masks, {member.name for member in home.roster().members}
+def _in_spite_of_losses(attempt: Callable[[Callable[[], None]], JobRecord], say: Say) -> JobRecord:
+    """Attempts the job again whenever the server is lost; a server that never answered is not.
+
+    attempt: is given what to call once the server has answered.
+    """
+    answered = threading.Event()
+    said = False
+    while True:
+        try:
+            return attempt(answered.set)
+        except _LOST as error:
+            if not answered.is_set():
+                raise
+            _log.warning("the server is lost: %s", error)
+            if not said:
+                say("  the server is lost; waiting for it (blindmerge server run)")
+            said = True
+            time.sleep(_AGAIN_S)
+
+
+def _attempt(
+    home: Home, settings: JobSettings, signed: SignedPlan, say: Say, begun: Callable[[], None]
+) -> JobRecord:
+    """What is left of the job."""
+    plan, folder, patience_s = (
+        signed.plan,
+        home.jobs / settings.name,
+        3600 * settings.patience_hours,
+    )
+    base, total = Checkpoint(settings.base), len(exchanges(plan)[0])
+    job = JobFolder(folder / "state", plan, round(time.time()) + settings.days * _DAY_S)
+    sums = job.sums(home.roster(), cached_layouts(plan, base.path, home.layouts))
+    if job.closed:
+        say(f"goes on after {job.closed} of {total} exchanges")
+    with flower_run(home) as http:
+        begun()
+        nodes = _joined(home, signed, {*job.record.dropped}, patience_s, say)
+        shown = _Shown(job.record, nodes, total, say)
+        grid: Any = PatientGrid(http, _pause, shown.waits)
+        strategy = Merge(
+            plan, base, folder / "merged", nodes, sums, shown, job.record, signed.encode()
+        )
+        strategy.start(grid, ArrayRecord(), num_rounds=strategy.rounds, timeout=patience_s)
+    return job.record
+
+
+def _joined(
+    home: Home, signed: SignedPlan, out: set[str], patience_s: float, say: Say
+) -> dict[int, str]:
+    """Owner by node, once all are there, or as many as a sum needs and the time is over.
+
+    out: who left the job before; nobody waits for them.
+    """
+    masks = signed.plan.masks
+    names = {member.name for member in home.roster().members} - out
     if not isinstance(masks, Masks):
         raise AssertionError("plans of a coordinator have masks")
     deadline_s = time.monotonic() + patience_s
     said: set[str] = set()
+    waited_for: set[str] = set()
     while True:
         found = {node: name for node, name in nodes_online(home).items() if name in names}
         for name in sorted(set(found.values()) - said):
@@ -85,6 +144,10 @@ def _joined(home: Home, signed: SignedPlan, patience_s: float, say: Say) -> dict
             return found
         if time.monotonic() > deadline_s:
             break
+        missing = names - set(found.values())
+        if missing != waited_for:
+            say(f"  waiting for {', '.join(sorted(missing))}")
+            waited_for = missing
         time.sleep(_LOOK_FOR_OWNERS_S)
     if len(found) < masks.thresholds.quorum:
         raise TooFewOwners(
@@ -95,13 +158,25 @@ def _joined(home: Home, signed: SignedPlan, patience_s: float, say: Say) -> dict
 
 
 class _Shown:
-    """A line for each exchange that is closed, and for each owner that is gone since."""
+    """A line for each exchange that is closed, and for each owner that is gone since.
 
-    def __init__(self, record: JobRecord, total: int, say: Say) -> None:
+    nodes: owner by node.   total: number of exchanges.
+    """
+
+    def __init__(self, record: JobRecord, nodes: dict[int, str], total: int, say: Say) -> None:
         self._record = record
+        self._nodes = nodes
         self._total = total
         self._say = say
         self._gone = set(record.dropped)
+        self._bytes = sum(record.sent_bytes.values())
+        self._waits: set[tuple[int, str]] = set()
+
+    def waits(self, node: int, why: str) -> None:
+        """An owner's answer has to wait; said once in an exchange."""
+        if (node, why) not in self._waits:
+            self._say(f"  {self._nodes[node]} {why}")
+            self._waits.add((node, why))
 
     def __call__(self, done: int) -> None:
         record = self._record
@@ -109,8 +184,12 @@ class _Shown:
             drop = record.dropped[owner]
             self._say(f"  {owner} is out at {drop.step}: {drop.reason}")
         self._gone = set(record.dropped)
+        self._waits.clear()
         step, seconds = list(record.seconds.items())[-1]
-        self._say(f"[{done}/{self._total}] {step} ({seconds:.1f} s)")
+        before, self._bytes = self._bytes, sum(record.sent_bytes.values())
+        self._say(
+            f"[{done}/{self._total}] {step}: {size(self._bytes - before)}, {duration(seconds)}"
+        )
 
 
 @contextmanager

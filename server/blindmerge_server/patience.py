@@ -19,7 +19,11 @@ from blindmerge_server.grid import StreamingGrid
 __all__ = ["PatientGrid"]
 
 _ASK_AGAIN_S = 5.0
-_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+_LOST = (
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,  # also of an answer whose node died while it sent it
+)
 
 
 class PatientGrid(StreamingGrid):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -234,7 +235,7 @@ class Merge(Strategy):
                 continue
             refusal = None if reply.has_error() else reply.content.config_records.get("refusal")
             if reply.has_error():
-                self._drop(owner, step, f"the node failed (code {reply.error.code})")
+                self._drop(owner, step, _failure(reply.error.code))
             elif refusal is not None:
                 self._drop(owner, step, f"{refusal.get('kind')!s}: {refusal.get('reason')!s}")
             else:
@@ -265,6 +266,12 @@ class Merge(Strategy):
                 f"Missing: {reasons}",
                 hint="mend what they report, then run the job again",
             )
+
+
+def _failure(code: int) -> str:
+    if code == ErrorCode.INVALID_FAB:
+        return "its blindmerge takes other bundles than the server's: compare the versions"
+    return f"the node failed (code {code})"
 
 
 def _scores(record: MetricRecord) -> dict[str, float]:

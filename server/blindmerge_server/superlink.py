@@ -11,7 +11,6 @@ import hmac
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from logging.handlers import RotatingFileHandler
 from typing import Any
 
 import uvicorn
@@ -35,6 +34,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
 from blindmerge.errors import BlindmergeError, ResourceMissing
+from blindmerge.log_file import log_to_file
 from blindmerge.secagg.secret import Secret
 from blindmerge_server.config import Home, OwnerKeys
 
@@ -43,7 +43,6 @@ __all__ = ["CoordinatorOnly", "access_token", "serve"]
 _log = logging.getLogger("blindmerge.server")
 _LOOK_FOR_OWNERS_S = 2.0
 _SHUTDOWN_S = 5
-_LOG_BYTES, _LOG_FILES = 10 << 20, 3
 
 
 def access_token(control: Secret) -> str:
@@ -91,10 +90,11 @@ def serve(home: Home, say: Callable[[str], None]) -> None:
     Raises ConfigInvalid if the folder is not complete, ResourceMissing if the port is taken.
     """
     config = _config(home)
-    _log_to_file(home)
+    log_to_file(home.log_file)
     app = create_app(config, SuperLinkLifespan)
     state = app.state.linkstate_factory.state()
     _let_in(state, home.owners(), say)
+    _forget_connections(state)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -155,15 +155,6 @@ def _config(home: Home) -> SuperLinkLifespanConfig:
     )
 
 
-def _log_to_file(home: Home) -> None:
-    handler = RotatingFileHandler(home.log_file, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    flower = logging.getLogger("flwr")
-    flower.handlers, flower.propagate = [], True
-    flower.setLevel(logging.INFO)
-
-
 def _let_in(state: Any, owners: Sequence[OwnerKeys], say: Callable[[str], None]) -> None:
     """Registers the nodes of these owners, and of nobody else."""
     known = {
@@ -182,6 +173,13 @@ def _let_in(state: Any, owners: Sequence[OwnerKeys], say: Callable[[str], None])
         if key not in wanted:
             state.delete_node(NOOP_FLWR_AID, node)
             say("the node of an owner that was removed may not enter any more")
+
+
+def _forget_connections(state: Any) -> None:
+    """A server that was killed left nodes behind as connected, which could not enter again."""
+    for node in state.get_node_info(owner_aids=[NOOP_FLWR_AID]):
+        if node.status == "online":
+            state.deactivate_node(node.node_id)
 
 
 def _watch(state: Any, home: Home, say: Callable[[str], None], stop: threading.Event) -> None:

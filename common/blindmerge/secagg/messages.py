@@ -37,6 +37,7 @@ __all__ = [
     "Propose",
     "Survivors",
     "encode",
+    "kind_of",
     "parse",
     "seats_from_bytes",
     "seats_to_bytes",
@@ -255,6 +256,11 @@ def parse(data: bytes, limits: Limits) -> Message:
     return _parse(data, limits)
 
 
+def kind_of(data: bytes) -> str | None:
+    """The kind of a message, from its first bytes; None if it is of no known kind."""
+    return next((kind for kind, start in _STARTS.items() if data.startswith(start)), None)
+
+
 @lru_cache(maxsize=2)
 def _parse_shared(data: bytes, limits: Limits) -> Message:
     return _parse(data, limits)
@@ -365,7 +371,9 @@ _MOST_FIELDS = 3 + max(count for count, _ in _PARSERS.values())
 KINDS = tuple(_PARSERS)
 """All kinds, in the order of the protocol."""
 
-_SHARED_PREFIXES = tuple(
-    canonical.encode([_LABEL, kind] + [0] * (count + 1))[: len(_LABEL) + len(kind) + 3]
-    for kind, count in (("adverts", 2), ("consents", 2))
-)
+# A list of up to 23 items, and a text of up to 23 bytes, each begin with one byte of their own.
+_STARTS: Mapping[str, bytes] = {
+    kind: canonical.encode([_LABEL, kind] + [0] * (count + 1))[: len(_LABEL) + len(kind) + 3]
+    for kind, (count, _) in _PARSERS.items()
+}
+_SHARED_PREFIXES = (_STARTS["adverts"], _STARTS["consents"])

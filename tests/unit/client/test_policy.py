@@ -45,7 +45,7 @@ def policy(**changes: Any) -> Policy:
 
 
 def question(by: Identity = COORDINATOR, plan: Plan = PLAN, **facts: Any) -> Question:
-    known: dict[str, Any] = {"roster": ROSTER, "examples": 200, "other_jobs": 1, "now": NOW}
+    known: dict[str, Any] = {"roster": ROSTER, "examples": 200, "earlier": (ROSTER,), "now": NOW}
     return Question(SignedPlan.sign(plan, by), **(known | facts))
 
 
@@ -94,7 +94,7 @@ OVER: Mapping[str, tuple[tuple[Policy, Question], ...]] = {
         (policy(), with_method(name="regmean", rows_factor=3.9)),
         (policy(rows_factor=4.1), question()),
     ),
-    "max_jobs": ((policy(), question(other_jobs=2)), (policy(max_jobs=1), question())),
+    "max_jobs": ((policy(), question(earlier=(ROSTER, ROSTER))), (policy(max_jobs=1), question())),
 }
 
 
@@ -143,9 +143,10 @@ def test_the_statement_counts_what_the_schema_counts() -> None:
     text = "\n".join(statement(PLAN, ROSTER, publishes_scores=False))
     assert f"{sum(map(len, schemas))} tensors" in text
     assert f"{size:,} bytes in all" in text
-    listed = [line.split("; ") for line in text.splitlines() if line.startswith("  ")]
-    assert sum(int(bytes_.split()[0].replace(",", "")) for _, bytes_ in listed) == size
-    assert "1,000 of your training examples" in text
+    listed = [line.split()[0] for line in text.splitlines() if " bytes  " in line]
+    assert sum(int(each.replace(",", "")) for each in listed) == size
+    assert max(map(len, text.splitlines())) <= 80
+    assert "1,000 of your training examples" in " ".join(text.split())
 
 
 def test_the_statement_names_the_others_and_how_many_must_be_honest() -> None:
@@ -158,7 +159,8 @@ def test_the_statement_names_the_others_and_how_many_must_be_honest() -> None:
 
 def test_narrow_numbers_are_fewer_bytes() -> None:
     wide, narrow = (
-        statement(replace_masks(bits), ROSTER, publishes_scores=False)[0] for bits in (64, 48)
+        " ".join(statement(replace_masks(bits), ROSTER, publishes_scores=False))
+        for bits in (64, 48)
     )
     sizes = [int(text.split(", ")[1].split()[0].replace(",", "")) for text in (wide, narrow)]
     assert sizes[1] * 8 == sizes[0] * 6
@@ -170,6 +172,17 @@ def replace_masks(bits: int) -> Plan:
 
 def test_the_statement_warns_of_a_plan_without_masks() -> None:
     assert any("WITHOUT MASKS" in line for line in statement(make_plan(), None, False))
+
+
+def test_a_refusal_about_data_is_not_for_the_coordinator() -> None:
+    told = {line.key: line.refusal.told for line in explain(Policy(), question()) if line.refusal}
+    assert told["methods"] == "rule 'methods' of its policy"
+    with pytest.raises(PolicyRefused) as caught:
+        permit(policy(), question(examples=199))
+    assert caught.value.told == ""
+    with pytest.raises(PolicyRefused) as caught:
+        permit(policy(max_jobs=1), question())
+    assert caught.value.told == ""
 
 
 def test_a_question_is_a_value() -> None:

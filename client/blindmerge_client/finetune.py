@@ -19,7 +19,6 @@ import torch
 import transformers
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -33,6 +32,7 @@ from blindmerge.errors import CheckpointInvalid, DataInvalid, NotFinite
 from blindmerge.files import replacing
 from blindmerge.manifest import ARCHITECTURES, task_of
 from blindmerge.tasks import Task
+from blindmerge_client.adapters import with_lora, without_lora
 from blindmerge_client.batches import Tokens, pad, spread, tokenize
 from blindmerge_client.data import Examples
 from blindmerge_client.models import (
@@ -43,6 +43,7 @@ from blindmerge_client.models import (
     load_model,
     load_tokenizer,
     quiet,
+    save_model,
 )
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.tasks import TASKS, Target
@@ -78,7 +79,7 @@ def prepare_base(
             f"its model only {model.config.vocab_size}"
         )
     with replacing(out) as temporary:
-        _save(model, tokenizer, temporary)
+        save_model(model, tokenizer, temporary)
 
 
 def finetune(
@@ -102,14 +103,15 @@ def finetune(
     if not examples or not examples.fit(checkpoint.task, labels):
         raise DataInvalid(f"the examples do not fit the {labels} labels of '{base}'")
     rows = tokenize(tokenizer, examples.texts, options.max_length)
-    task = TASKS[checkpoint.task]
+    task, manifest = TASKS[checkpoint.task], checkpoint.manifest
     dataset = [
         _Row(row, task.target(row.words, label))
         for row, label in zip(rows, examples.labels, strict=True)
     ]
     with replacing(out) as temporary, _own_randomness(), quiet():
+        trained = model if options.lora is None else with_lora(model, manifest, options.lora)
         trainer = _Trainer(
-            model=model,
+            model=trained,
             args=_arguments(options, temporary),
             train_dataset=dataset,
             data_collator=lambda batch: _collate(tokenizer, batch, task.padding),
@@ -117,7 +119,8 @@ def finetune(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        _save(model, tokenizer, temporary)
+        model = model if options.lora is None else without_lora(trained)
+        save_model(model, tokenizer, temporary)
         try:
             check_fine_tuned(Checkpoint(temporary), checkpoint)
         except (CheckpointInvalid, NotFinite) as error:
@@ -135,7 +138,7 @@ def finetune_key(base_sha256: str, examples: Examples, options: TrainingOptions)
     content = {
         "base": base_sha256,
         "examples": _used(examples, options).sha256,
-        "options": options.model_dump(exclude={"rows"}),
+        "options": options.model_dump(exclude={"rows"}, exclude_none=True),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "device": _device(),
@@ -266,12 +269,6 @@ def _own_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
 
 
 def _read_config(source: Path) -> dict[str, Any]:

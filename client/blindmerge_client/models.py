@@ -19,12 +19,14 @@ from blindmerge_client.tasks import TASKS
 __all__ = [
     "auto_class",
     "check_max_length",
+    "first_line",
     "has_bfloat16",
     "head_classes",
     "load_encoder",
     "load_model",
     "load_tokenizer",
     "quiet",
+    "save_model",
 ]
 
 # One of these sets of files makes a tokenizer; transformers would invent one without them.
@@ -114,13 +116,20 @@ def load_tokenizer(
             )
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointInvalid(
-            f"the tokenizer in '{path}' cannot be read: {_first_line(error)}"
+            f"the tokenizer in '{path}' cannot be read: {first_line(error)}"
         ) from error
     if tokenizer.pad_token is None:
         raise CheckpointInvalid(
             f"the tokenizer in '{path}' has no padding token", hint="texts of a batch need one"
         )
     return tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a checkpoint with its tokenizer."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def check_max_length(path: Path, max_length: int) -> None:
@@ -150,7 +159,7 @@ def _load(path: Path, task: Task, config: Mapping[str, Any]) -> tuple[PreTrained
             )
     except Exception as error:  # from OSError to SafetensorError, with no common base
         raise CheckpointInvalid(
-            f"transformers cannot load '{path}': {_first_line(error)}",
+            f"transformers cannot load '{path}': {first_line(error)}",
             hint="save it again with `save_pretrained`; pickles are not read",
         ) from error
     return model.eval(), set(loading["missing_keys"])
@@ -161,5 +170,6 @@ def _check_none_missing(path: Path, missing: set[str]) -> None:
         raise CheckpointInvalid(f"'{path}' lacks {len(missing)} tensors, one is '{min(missing)}'")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the pages that may follow."""
     return next(iter(str(error).splitlines()), type(error).__name__)

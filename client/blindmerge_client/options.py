@@ -4,7 +4,25 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["TrainingOptions"]
+__all__ = ["LoraOptions", "TrainingOptions"]
+
+
+class LoraOptions(BaseModel):
+    """Which factors an owner trains, in place of all weights; the head is always trained whole."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    rank: Annotated[int, Field(ge=1, le=4096)] = Field(default=8, description="width of A and B")
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=16.0, description="the product B A counts alpha / rank times"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="part of the inputs of A that training leaves out"
+    )
+    targets: tuple[str, ...] = Field(
+        default=(),
+        description="how the names of the adapted layers end; leave out for all linear layers of "
+        "the transformer layers",
+    )
 
 
 class TrainingOptions(BaseModel):
@@ -32,6 +50,9 @@ class TrainingOptions(BaseModel):
     )
     rows: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="only the first so many texts are used; leave out for all"
+    )
+    lora: LoraOptions | None = Field(
+        default=None, description="train LoRA factors; leave out to train all weights"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="of the order of the texts and of dropout"

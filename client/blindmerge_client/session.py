@@ -22,6 +22,7 @@ from blindmerge.manifest import Block
 from blindmerge.merge import BlockEvidence, CrossGramEvidence, Evidence, Fisher, GramEvidence
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array, Statistic
+from blindmerge_client.adapters import full_weights
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.collect.gram import (
@@ -43,7 +44,7 @@ _FISHER_BATCH_SIZE = 8  # a gradient per example: larger batches only fill the c
 class Session:
     """An owner's part in one job.
 
-    base: the checkpoint that the plan names.   own: the owner's fine-tuned checkpoint.
+    base: the checkpoint that the plan names.   own: the owner's fine-tuned one, or a LoRA adapter.
     texts: the owner's examples; the plan's first `examples` of them are used.
     folder: private to this job and owner; created if missing.
 
@@ -57,17 +58,18 @@ class Session:
     ) -> None:
         self.plan = plan
         self._base = Checkpoint(base)
-        self._own = Checkpoint(own)
-        self._check()
+        self.folder = folder
+        self._check_plan()
+        self._own = Checkpoint(full_weights(own, base, folder))
+        check_fine_tuned(self._own, self._base)
         if not texts:
             raise DataInvalid("there are no examples to collect statistics from")
         self._texts = tuple(texts[: plan.examples])
-        self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._bind_folder()
         self._writer = CheckpointWriter(folder / "merged", self._base, plan.blocks)
 
-    def _check(self) -> None:
+    def _check_plan(self) -> None:
         # The coordinator reads these messages: no path of ours.
         if self._base.sha256 != self.plan.base:
             raise PeerInvalid(
@@ -77,7 +79,6 @@ class Session:
         if self._base.manifest != self.plan.manifest or self._base.labels != self.plan.labels:
             raise PeerInvalid("the plan's tensors or labels are not those of its base model")
         self._check_max_length()
-        check_fine_tuned(self._own, self._base)
 
     def _check_max_length(self) -> None:
         try:

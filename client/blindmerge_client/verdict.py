@@ -7,6 +7,7 @@ from typing import Literal
 
 from blindmerge.files import explaining
 from blindmerge.plan import Plan
+from blindmerge_client.adapters import full_weights
 from blindmerge_client.config import Home
 from blindmerge_client.data import read_examples
 from blindmerge_client.jobs import Jobs
@@ -34,10 +35,11 @@ def compare(home: Home, plan: Plan) -> Comparison:
     Raises what reading data and models raises.
     """
     client, merged = home.client(), _merged(home, plan)
+    own = full_weights(client.model, client.base, merged.parent)
     examples = read_examples(client.validation, plan.labels, plan.task)
     own_scores, merged_scores = (
         score(plan.task, predict(folder, examples.texts, plan.max_length), examples, plan.labels)
-        for folder in (client.model, merged)
+        for folder in (own, merged)
     )
     return Comparison(own_scores, merged_scores, len(examples), merged)
 

@@ -23,7 +23,21 @@ from blindmerge.statistic import Array
 from blindmerge.tasks import Task
 from blindmerge.tensorfile import DTYPES, Stored, is_weight, read_header, read_tensor
 
-__all__ = ["Checkpoint", "CheckpointWriter", "Tensors", "check_fine_tuned"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "Checkpoint",
+    "CheckpointWriter",
+    "Tensors",
+    "check_fine_tuned",
+    "read_json",
+]
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What a peft adapter has in place of `config.json`."""
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""What it has in place of the weights."""
 
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Tensors in the dtype of the checkpoint."""
@@ -67,7 +81,12 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = _read_json(path / "config.json")
+        if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+            raise CheckpointInvalid(
+                f"'{path}' is an adapter, not a model with all its weights",
+                hint="only an owner's own model can be one; give the base model here",
+            )
+        self.config = read_json(path / "config.json")
         architectures = self.config.get("architectures")
         if not isinstance(architectures, list) or not architectures:
             raise CheckpointInvalid(f"'{path / 'config.json'}' names no architecture")
@@ -153,7 +172,7 @@ class Checkpoint:
         }
         digest.update(canonical.encode(tokenizer))
         if (self.path / _TOKENIZER_CONFIG).is_file():
-            digest.update(_stable(_read_json(self.path / _TOKENIZER_CONFIG)))
+            digest.update(_stable(read_json(self.path / _TOKENIZER_CONFIG)))
         for name, stored in sorted(self._stored.items()):
             digest.update(canonical.encode([name, stored.dtype, stored.shape]))
             for _, array in self._raw([name]):
@@ -283,7 +302,8 @@ class CheckpointWriter:
         return f"model-{index + 1:05}-of-{len(self._blocks):05}.safetensors"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.   Raises CheckpointInvalid if the file does not hold one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -333,7 +353,7 @@ def _weight_files(path: Path) -> dict[Path, frozenset[str] | None]:
             f"'{path}' has no {_WEIGHTS}",
             hint="save the model with transformers' `save_pretrained`; pickles are not read",
         )
-    weight_map = _read_json(path / _INDEX).get("weight_map")
+    weight_map = read_json(path / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointInvalid(f"'{path / _INDEX}' has no weight_map")
     names: dict[str, set[str]] = {}

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from blindmerge.adapter import write_adapter
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import (
     BlindmergeError,
@@ -85,6 +86,25 @@ def inspect(
         f"{manifest.architecture}: {len(manifest.shapes)} tensors, {numbers:,} numbers, "
         f"{len(manifest.blocks)} phases\ncontent hash {checkpoint.sha256}"
     )
+
+
+@app.command()
+def adapter(
+    base: Annotated[Path, typer.Argument(help="Folder of the checkpoint that all started from.")],
+    merged: Annotated[Path, typer.Argument(help="Folder of the merged checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
+    rank: Annotated[int, typer.Option(min=1, help="Width of the factors.")] = 8,
+) -> None:
+    """Write a MERGED model as a LoRA adapter for its BASE, and say what is lost."""
+    if out.exists():
+        raise ConfigInvalid(f"'{out}' exists already", hint="give a new folder")
+    report = write_adapter(Checkpoint(base), Checkpoint(merged), rank, out)
+    worst = max(report.layers, key=lambda each: each.relative_error)
+    print(f"adapter of rank {rank} for {len(report.layers)} layers: {out}")
+    print(f"lost of the change: {100 * report.relative_error:.2g} % of its norm")
+    print(f"lost at most in a layer: {100 * worst.relative_error:.2g} %, {worst.layer}")
+    for name in report.lost:
+        print(f"lost as a whole: {name}")
 
 
 @app.command("verify-transcript")

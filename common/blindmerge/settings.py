@@ -11,6 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from blindmerge import canonical
+from blindmerge.checkpoint import ADAPTER_CONFIG
 from blindmerge.errors import ConfigInvalid
 from blindmerge.mistakes import Tables, explain
 
@@ -82,10 +83,10 @@ def check_file(path: Path) -> None:
 
 
 def check_model(path: Path) -> None:
-    """Raises ValueError unless this is the folder of a checkpoint."""
+    """Raises ValueError unless this is the folder of a checkpoint, or of an adapter for one."""
     if not stat.S_ISDIR(_mode(path)):
         raise ValueError(f"{path} is not a folder; give the folder of a transformers checkpoint")
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise ValueError(f"{path} has no config.json; give the folder of a transformers checkpoint")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from blindmerge.adapter import AdapterReport
 from blindmerge.files import replacing
 from blindmerge.merge import LayerReport
 from blindmerge.tasks import Task
@@ -255,6 +256,9 @@ class Report(BaseModel):
     sums: dict[str, tuple[Sum, ...]] = Field(description="the sums of each method, in order")
     layers: dict[str, tuple[Layer, ...]] = Field(
         description="what the solve of each method did, for layers with a Gram matrix"
+    )
+    adapter: AdapterReport | None = Field(
+        default=None, description="what the merged model loses as a LoRA adapter; null without one"
     )
     seconds: Seconds = Field(description="where the time went")
     scores: tuple[SystemScores, ...] = Field(description="every system on every test set")

@@ -117,6 +117,9 @@ def _notes(report: Report) -> Iterator[tuple[str, str]]:
         sent = [owner.bytes_sent[each.id] for owner in report.owners if each.id in owner.bytes_sent]
         if sent:
             yield f"{name_of(each.id)} sent", _sent(sent)
+    if report.adapter:
+        lost = f"{100 * report.adapter.relative_error:.2g} % of the change's norm is lost"
+        yield f"adapter, rank {report.adapter.rank}", lost
     yield "time", _time(report)
 
 

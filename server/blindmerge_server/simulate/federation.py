@@ -30,7 +30,7 @@ from blindmerge.mistakes import Tables, explain, listed, owner_key, owner_names,
 from blindmerge.settings import check_file, check_model, read_toml, refusal
 from blindmerge.tasks import Task, check_labels
 from blindmerge_client.data import SUFFIXES
-from blindmerge_client.options import TrainingOptions
+from blindmerge_client.options import LoraOptions, TrainingOptions
 
 __all__ = [
     "Federation",
@@ -150,6 +150,10 @@ class Job(BaseModel):
         description="at most so many training examples enter an owner's statistics",
     )
     method: Method = Field(description='how to merge, e.g. { name = "regmean", ridge = 0.1 }')
+    adapter_rank: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="write the merged model as a LoRA adapter of this rank too; leave out for none",
+    )
     compare: tuple[Method, ...] = Field(
         default=(), description='further methods to show, e.g. ["average", "fisher"]'
     )
@@ -252,7 +256,13 @@ class Federation(BaseModel):
 
 
 _OWNER_PATHS = ("train", "validation", "test", "checkpoint")
-_TABLES: Tables = {"": Federation, "job": Job, "owner": Owner, "training": TrainingOptions}
+_TABLES: Tables = {
+    "": Federation,
+    "job": Job,
+    "owner": Owner,
+    "training": TrainingOptions,
+    "training.lora": LoraOptions,
+}
 
 
 def default_federation() -> Path:

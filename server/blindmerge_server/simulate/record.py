@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from blindmerge.adapter import AdapterReport
 from blindmerge.plan import Plan
 from blindmerge.tasks import METRICS
 from blindmerge_server.report.schema import (
@@ -25,7 +26,7 @@ from blindmerge_server.simulate.apps import FlowerRun
 from blindmerge_server.simulate.setting import Setting
 from blindmerge_server.strategy import JobRecord
 
-__all__ = ["FILES", "TRANSCRIPTS", "make_report", "transcripts"]
+__all__ = ["ADAPTER", "FILES", "TRANSCRIPTS", "make_report", "transcripts"]
 
 FILES = {
     "merged model": "merged",
@@ -35,12 +36,19 @@ FILES = {
 }
 """What a simulation writes: purpose and name in the output folder."""
 
+ADAPTER = "adapter"
+"""The folder in it with the merged model as a LoRA adapter, if the job asks for one."""
+
 TRANSCRIPTS = "transcripts"
 """The folder in it with the signatures under the sums of the chosen method, if there are masks."""
 
 
 def make_report(
-    setting: Setting, run: FlowerRun, scores: tuple[SystemScores, ...], seconds: Seconds
+    setting: Setting,
+    run: FlowerRun,
+    scores: tuple[SystemScores, ...],
+    seconds: Seconds,
+    adapter: AdapterReport | None = None,
 ) -> Report:
     """The report of the run; the clock is read for `created`."""
     job = _job(setting)
@@ -62,7 +70,10 @@ def make_report(
         },
         seconds=seconds,
         scores=scores,
-        files=FILES | ({"signatures under the sums": TRANSCRIPTS} if masks else {}),
+        adapter=adapter,
+        files=FILES
+        | ({"the same as an adapter": ADAPTER} if adapter else {})
+        | ({"signatures under the sums": TRANSCRIPTS} if masks else {}),
     )
 
 

@@ -9,14 +9,16 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from blindmerge.adapter import AdapterReport, write_adapter
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import ConfigInvalid
 from blindmerge_server.report.plots import plot_matrix, plot_scores
 from blindmerge_server.report.schema import Report, Seconds, write_report
 from blindmerge_server.simulate.apps import run_in_flower
 from blindmerge_server.simulate.comparisons import multi_task, systems
 from blindmerge_server.simulate.federation import Federation
-from blindmerge_server.simulate.record import FILES, TRANSCRIPTS, make_report, transcripts
-from blindmerge_server.simulate.setting import read_setting
+from blindmerge_server.simulate.record import ADAPTER, FILES, TRANSCRIPTS, make_report, transcripts
+from blindmerge_server.simulate.setting import Setting, read_setting
 from blindmerge_server.simulate.watch import Watch
 
 __all__ = ["check_out", "simulate"]
@@ -38,6 +40,8 @@ def simulate(federation: Federation, out: Path, cache: Path, watch: Watch) -> Re
         run = run_in_flower(setting, merged, watch)
         owners = [pupil.name for pupil in setting.pupils if pupil.name not in run.missing]
         own = {p.name: p.fine_tuned() for p in setting.pupils if p.name in owners}
+        chosen = merged[next(iter(setting.plans))]
+        adapter = _adapter(setting, chosen, work / ADAPTER)
         started_s = time.monotonic()
         pooled = multi_task(setting, owners, partial(watch.step, "fine-tune: multi-task"))
         comparisons_s = time.monotonic() - started_s
@@ -55,8 +59,11 @@ def simulate(federation: Federation, out: Path, cache: Path, watch: Watch) -> Re
             evaluate=evaluate_s,
             total=time.monotonic() - began_s,
         )
-        report = make_report(setting, run, scores, seconds)
-        _write(report, merged[next(iter(setting.plans))], transcripts(setting, run), out)
+        report = make_report(setting, run, scores, seconds, adapter)
+        folders = {FILES["merged model"]: chosen}
+        if adapter is not None:
+            folders[ADAPTER] = work / ADAPTER
+        _write(report, folders, transcripts(setting, run), out)
     return report
 
 
@@ -64,7 +71,7 @@ def check_out(out: Path) -> None:
     """Raises ConfigInvalid if `out` cannot be written or holds more than an earlier run's files."""
     hint = "choose a new folder with --out"
     if out.is_dir():
-        known = {*FILES.values(), TRANSCRIPTS}
+        known = {*FILES.values(), ADAPTER, TRANSCRIPTS}
         odd = sorted(path.name for path in out.iterdir() if path.name not in known)
         if odd:
             raise ConfigInvalid(f"the folder '{out}' holds other files, e.g. '{odd[0]}'", hint=hint)
@@ -80,13 +87,24 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _write(report: Report, merged: Path, proofs: Mapping[str, bytes], out: Path) -> None:
-    """Everything is made beside `out` first, so that a crash leaves no half of a result."""
+def _adapter(setting: Setting, merged: Path, out: Path) -> AdapterReport | None:
+    rank = setting.federation.job.adapter_rank
+    return None if rank is None else write_adapter(setting.base, Checkpoint(merged), rank, out)
+
+
+def _write(
+    report: Report, folders: Mapping[str, Path], proofs: Mapping[str, bytes], out: Path
+) -> None:
+    """Everything is made beside `out` first, so that a crash leaves no half of a result.
+
+    folders: what is copied, by its name in `out`.
+    """
     _made(out)
     staged = out.parent / f".{out.name}.new"
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        shutil.copytree(merged, staged / FILES["merged model"])
+        for name, folder in folders.items():
+            shutil.copytree(folder, staged / name)
         plot_scores(report, staged / FILES["scores per method"])
         plot_matrix(report, staged / FILES["who does well on whose data"])
         write_report(report, staged / FILES["report"])
@@ -94,7 +112,7 @@ def _write(report: Report, merged: Path, proofs: Mapping[str, bytes], out: Path)
             (staged / TRANSCRIPTS).mkdir()
         for name, proof in proofs.items():
             (staged / TRANSCRIPTS / name).write_bytes(proof)
-        for name in (*FILES.values(), TRANSCRIPTS):
+        for name in (*FILES.values(), ADAPTER, TRANSCRIPTS):
             with suppress(FileNotFoundError):
                 _remove(out / name)
         for path in staged.iterdir():

@@ -16,6 +16,7 @@ from blindmerge.identity import Identity, Roster
 from blindmerge.plan import Masks, Plan
 from blindmerge.secagg.secret import OsRandomness, Secret
 from blindmerge.tasks import Task
+from blindmerge_client.adapters import full_weights
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import cached_finetune, prepare_base
 from blindmerge_client.models import check_max_length
@@ -193,9 +194,11 @@ def _pupil(
     roster: Roster | None,
     identity: Identity | None,
 ) -> Pupil:
-    if owner.checkpoint is not None:
+    checkpoint = owner.checkpoint
+    if checkpoint is not None:
         try:
-            check_fine_tuned(Checkpoint(owner.checkpoint), base)
+            checkpoint = full_weights(checkpoint, base.path, cache / "adapters")
+            check_fine_tuned(Checkpoint(checkpoint), base)
         except BlindmergeError as error:
             raise type(error)(
                 f"owner.{owner.name}.checkpoint: {error.message}", hint=error.hint
@@ -209,7 +212,7 @@ def _pupil(
         task=federation.job.task,
         labels=federation.job.labels,
         training=federation.training,
-        checkpoint=owner.checkpoint,
+        checkpoint=checkpoint,
         cache=cache / "models",
         folder=_owners(work) / owner.name,
         roster=None if roster is None else roster.encode(),

@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test check wheel bench-quality bench-masks bench-secagg lock clean
+.PHONY: demo test test-network check wheel bench-quality bench-masks bench-secagg lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
 
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
+
+# Federations in network namespaces: needs root and iproute2. `make test` runs one of them.
+test-network: $(INSTALLED)
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -n logical --dist loadfile -m "" tests/network
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,21 +1,18 @@
 """A federation as its people would set it up: folders made by `init`, keys exchanged, files edited.
 
-with Deployment(tmp_path, names=("anna", "bert", "cleo")) as federation:
-    federation.start("server")
-    for name in federation.names:
-        federation.start(name)
+with Deployment(tmp_path) as federation:
+    federation.start("server", *federation.names)
     merged = federation.merge()
 """
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,14 +22,12 @@ from blindmerge_client.config import Home as OwnerHome
 from blindmerge_client.setup import make_home as make_owner
 from blindmerge_server.config import Home as ServerHome
 from blindmerge_server.config import OwnerKeys
-from support.federations import json_lines
-from support.jobs import LABELS, noisy
-from support.pico import pico_encoder, pico_examples
+from support.material import SPLITS, Material, pico_material
+from support.processes import environment, wait_until
 
 __all__ = ["Deployment", "free_port"]
 
 _STOP_S = 30
-_EXAMPLES = 120
 
 
 def free_port() -> int:
@@ -46,6 +41,8 @@ class Deployment:
     """One coordinator and some owners, each with a folder; processes end with the block.
 
     host: where owners find the server.   method: of the job.
+    inside: the words before a command of the server or an owner, such as `ip netns exec NAME`.
+    material: what the owners have; pico models without.
     """
 
     def __init__(
@@ -54,14 +51,18 @@ class Deployment:
         names: Sequence[str] = ("anna", "bert", "cleo"),
         host: str = "127.0.0.1",
         method: str = '{ name = "regmean", rows_factor = 1.0 }',
+        inside: Callable[[str], Sequence[str]] = lambda _: (),
+        material: Material | None = None,
     ) -> None:
         self.folder = folder
-        self.names = tuple(names)
+        self.material = material or pico_material(folder, names)
+        self.names = self.material.names
+        self.base = self.material.base
         self.port = free_port()
         self.running: dict[str, subprocess.Popen[str]] = {}
-        self.base = pico_encoder(folder / "base", "bert", labels=LABELS)
         self.server = ServerHome(folder / "server")
-        self.owners = {name: OwnerHome(folder / name) for name in names}
+        self.owners = {name: OwnerHome(folder / name) for name in self.names}
+        self._inside = inside
         self._set_up(host, method)
 
     def __enter__(self) -> "Deployment":
@@ -81,6 +82,7 @@ class Deployment:
                 process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
     @property
     def job(self) -> Path:
@@ -92,22 +94,26 @@ class Deployment:
         words = ["server", "run"] if who == "server" else ["client", "run"]
         return [*words, str(self.folder / who)]
 
-    def start(self, who: str) -> "subprocess.Popen[str]":
-        """Starts the server, or an owner by name; what they print goes to a file."""
-        out = (self.folder / f"{who}.out").open("a")
-        self.running[who] = subprocess.Popen(
-            [sys.executable, "-m", "blindmerge", *self.words(who)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(),
-        )
-        return self.running[who]
+    def start(self, *who: str) -> None:
+        """Starts the server, or owners by name; what they print goes to files."""
+        for each in who:
+            self._start(each, each, *self.words(each))
 
-    def run(self, *words: str, timeout_s: float = 300) -> "subprocess.CompletedProcess[str]":
-        """Runs a command of `blindmerge` to its end."""
+    def start_merge(self, job: Path | None = None) -> "subprocess.Popen[str]":
+        """Starts the coordinator's `server merge`, as `merge`."""
+        return self._start("merge", "server", *self._merge(job))
+
+    def kill(self, who: str) -> None:
+        """SIGKILL, as if the machine lost power."""
+        self.running[who].kill()
+        self.running[who].wait()
+
+    def run(
+        self, *words: str, timeout_s: float = 300, where: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs a command of `blindmerge` to its end.   where: at the server or an owner."""
         return subprocess.run(
-            [sys.executable, "-m", "blindmerge", *words],
+            [*self._prefix(where), sys.executable, "-m", "blindmerge", *words],
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -115,19 +121,54 @@ class Deployment:
             check=False,
         )
 
-    def merge(self, timeout_s: float = 300) -> "subprocess.CompletedProcess[str]":
+    def merge(
+        self, timeout_s: float = 300, job: Path | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         """The coordinator's `server merge`."""
-        return self.run(
-            "server", "merge", str(self.server.folder), str(self.job), timeout_s=timeout_s
-        )
+        return self.run(*self._merge(job), timeout_s=timeout_s, where="server")
 
     def printed(self, who: str) -> str:
         """What a started process has printed."""
         return (self.folder / f"{who}.out").read_text()
 
+    def wait_for(self, who: str, text: str, times: int = 1, deadline_s: float = 120) -> None:
+        """Until a process has printed a text so many times.   Raises TimeoutError."""
+
+        def is_there() -> bool:
+            return self.printed(who).count(text) >= times
+
+        try:
+            wait_until(is_there, f"'{text}' of '{who}'", deadline_s)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it printed:\n{self.printed(who)}") from None
+
     def edit_policy(self, name: str, lines: Mapping[str, object]) -> None:
         """Sets keys of an owner's policy."""
         _set(self.owners[name].policy_file, lines)
+
+    def new_job(self, name: str, **lines: object) -> Path:
+        """Another job's file, with these keys set."""
+        file = self.server.folder / f"{name}.toml"
+        shutil.copy(self.job, file)
+        _set(file, {"name": name, **lines})
+        return file
+
+    def _start(self, name: str, who: str, *words: str) -> "subprocess.Popen[str]":
+        with (self.folder / f"{name}.out").open("a") as out:
+            self.running[name] = subprocess.Popen(
+                [*self._prefix(who), sys.executable, "-m", "blindmerge", *words],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment(),
+            )
+        return self.running[name]
+
+    def _prefix(self, who: str) -> Sequence[str]:
+        return self._inside(who) if who else ()
+
+    def _merge(self, job: Path | None) -> tuple[str, ...]:
+        return ("server", "merge", str(self.server.folder), str(job or self.job))
 
     def _set_up(self, host: str, method: str) -> None:
         hosts = ["--host", host] if host == "127.0.0.1" else ["--host", host, "--host", "127.0.0.1"]
@@ -139,27 +180,23 @@ class Deployment:
         for number, name in enumerate(self.names):
             self._equip(number, name, f"{host}:{self.port}")
         text = self.server.job_template.read_text()
-        text = re.sub(r"(?m)^base = .*", f"base = {json.dumps(str(self.base))}", text)
         text = re.sub(r"(?m)^method = .*", f"method = {method}", text)
-        text = re.sub(r"(?m)^max_length = .*", "max_length = 16", text)
         self.job.write_text(text)
+        settings = {
+            "base": str(self.base),
+            "examples": self.material.examples,
+            "max_length": self.material.max_length,
+        }
+        _set(self.job, settings)
 
     def _equip(self, number: int, name: str, address: str) -> None:
         """Model, data, roster and files of one owner, who trusts the coordinator."""
         home = self.owners[name]
-        noisy(self.base, home.folder / "own", seed=number)
-        for offset, split in enumerate(("train", "validation")):
-            examples = pico_examples(_EXAMPLES, seed=10 * number + offset)
-            (home.folder / f"{split}.jsonl").write_text(json_lines(examples, LABELS))
+        self.material.equip(number, home.folder)
         shutil.copy(self.server.authority_file, home.folder / "ca.crt")
         shutil.copy(self.server.roster_file, home.roster_file)
-        settings = {
-            "base": str(self.base),
-            "model": "own",
-            "train": "train.jsonl",
-            "validation": "validation.jsonl",
-            "server": address,
-        }
+        files = {split: f"{split}.jsonl" for split in SPLITS}
+        settings = {"base": str(self.base), "model": "own", **files, "server": address}
         _set(home.client_file, settings)
         policy: dict[str, object] = {
             "roster": self.server.roster().sha256.hex(),
@@ -167,7 +204,7 @@ class Deployment:
             "methods": ["regmean", "progressive", "average"],
             "layers": ["*"],
             "least_owners": 3,
-            "rows_factor": 1.0,
+            "rows_factor": self.material.rows_factor,
             "approve": "automatic",
         }
         _set(home.policy_file, policy)
@@ -176,11 +213,6 @@ class Deployment:
         )
         key = self.server.identity().public.hex()
         home.policy_file.write_text(text.replace('# coordinator = "..."', f'coordinator = "{key}"'))
-
-
-def environment() -> dict[str, str]:
-    """Of a process that finds the packages where this one does."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def _set(file: Path, values: Mapping[str, object]) -> None:

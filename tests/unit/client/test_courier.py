@@ -1,9 +1,12 @@
 """The courier answers every request with an answer, scores, or a refusal that tells little."""
 
 import logging
+import socket
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,17 @@ from blindmerge.errors import (
     PeerInvalid,
     PolicyRefused,
 )
+from blindmerge.identity import Identity
 from blindmerge.plan import Plan
+from blindmerge.signed_plan import SignedPlan
 from blindmerge.wire import from_wire, to_wire
 from blindmerge_client.app import NO_BLOCK, courier
+from blindmerge_client.refusal import NoAnswer
+from blindmerge_client.remote import RemoteOwner
 from support.grids import context_of, over_the_wire, request_of
 from support.jobs import Job, edit_weights, make_job, under_masks, with_plan
 from support.plans import make_plan
+from support.randomness import CounterRandomness
 
 PRIVATE = "our patient fell ill"
 PLAN = make_plan().encode()
@@ -296,3 +304,18 @@ def test_owners_are_found_by_their_context(job: Job) -> None:
     app = courier(lambda context: owners[int(context.node_config["partition-id"])], Plan.decode)
     app(asking(job, 0), context_of(7, **{"partition-id": 1}))
     assert [len(owner.asked) for owner in owners] == [0, 1]
+
+
+def test_nothing_is_answered_where_the_gateway_ends_meanwhile(tmp_path: Path) -> None:
+    # A refusal would end the owner's part in the job; a node that leaves is asked again.
+    signed = SignedPlan.sign(make_plan(), Identity.generate("coordinator", CounterRandomness(0)))
+    path = tmp_path / "gateway.sock"
+    with socket.socket(socket.AF_UNIX) as gateway, closing(RemoteOwner(path)) as owner:
+        gateway.bind(str(path))
+        gateway.listen()
+        dying = Thread(target=lambda: gateway.accept()[0].close())
+        dying.start()
+        app = courier(lambda _: owner, SignedPlan.decode)
+        with pytest.raises(NoAnswer, match="does not answer"):
+            app(request_of({"plan": signed.encode()}), context_of(7))
+        dying.join()

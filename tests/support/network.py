@@ -1,0 +1,164 @@
+"""Hosts with a network of their own: one namespace each, joined by a switch in another.
+
+with Network("server", "anna", "bert") as network:
+    subprocess.run([*network.inside("anna"), "ping", "-c", "1", network.address("server")])
+
+They see each other and nothing else, this machine's network included. Leaving the block removes
+all of it; what a killed test run left behind is removed by the next one.
+
+    Network("server", "anna", link=Link(delay_ms=200, loss=0.02))
+
+joins them by a wire that delays and loses packets instead.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+from support.processes import environment
+
+__all__ = ["Link", "Network", "why_no_network"]
+
+_PREFIX = "blindmerge"
+_SWITCH = "switch"
+_SUBNET = "10.213.7"
+
+
+def why_no_network() -> str:
+    """What keeps this machine from making namespaces; empty if nothing does."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "network namespaces need the command `ip` (package iproute2)"
+    probe = f"{_PREFIX}-{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    if made.returncode != 0:
+        return f"this kernel or container refuses network namespaces: {made.stderr.strip()}"
+    _ip("netns", "delete", probe)
+    return ""
+
+
+@dataclass(frozen=True)
+class Link:
+    """delay_ms: each way.   loss: which part of the packets never arrives.   seed: of which."""
+
+    delay_ms: float
+    loss: float
+    seed: int = 0
+
+
+class Network:
+    """The hosts with these names.   link: how slow and lossy it is between them; None: a switch."""
+
+    def __init__(self, *hosts: str, link: Link | None = None) -> None:
+        self.hosts = hosts
+        self._link = link
+        self._wires: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Network":
+        _remove_left_over()
+        try:
+            self._make()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._remove()
+
+    def address(self, host: str) -> str:
+        """The IP address of a host."""
+        return f"{_SUBNET}.{self.hosts.index(host) + 1}"
+
+    def inside(self, host: str) -> list[str]:
+        """The words before a command that runs on a host."""
+        return ["ip", "netns", "exec", _namespace(host)]
+
+    def sent_bytes(self, host: str) -> int:
+        """Bytes that have left a host so far, headers included."""
+        path = "/sys/class/net/eth0/statistics/tx_bytes"
+        words = [*self.inside(host), "cat", path]
+        return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+    @contextmanager
+    def cut_off(self, host: str) -> Iterator[None]:
+        """The host's cable is out."""
+        _ip("-n", _namespace(host), "link", "set", "eth0", "down")
+        try:
+            yield
+        finally:
+            _ip("-n", _namespace(host), "link", "set", "eth0", "up")
+
+    def _make(self) -> None:
+        switch = _namespace(_SWITCH)
+        _ip("netns", "add", switch)
+        for host in self.hosts:
+            _ip("netns", "add", _namespace(host))
+            _ip("-n", _namespace(host), "link", "set", "lo", "up")
+        if self._link is None:
+            self._plug_in(switch)
+        else:
+            self._lay_wires(switch, self._link)
+        for host in self.hosts:
+            own = _namespace(host)
+            _ip("-n", own, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+            _ip("-n", own, "link", "set", "eth0", "up")
+
+    def _plug_in(self, switch: str) -> None:
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        for number, host in enumerate(self.hosts):
+            port, veth = f"port{number}", ("type", "veth", "peer", "name", "eth0")
+            _ip("-n", switch, "link", "add", port, *veth, "netns", _namespace(host))
+            _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
+
+    def _lay_wires(self, switch: str, link: Link) -> None:
+        words = [f"{link.delay_ms}", f"{link.loss}", f"{link.seed}", *map(self.address, self.hosts)]
+        self._wires = subprocess.Popen(
+            [*self.inside(_SWITCH), sys.executable, "-m", "support.slow_link", *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        assert self._wires.stdout is not None
+        assert self._wires.stdout.readline() == "ready\n"
+        for number, host in enumerate(self.hosts):
+            moved = ("netns", _namespace(host), "name", "eth0")
+            _ip("-n", switch, "link", "set", f"wire{number}", *moved)
+
+    def _remove(self) -> None:
+        if self._wires is not None:
+            self._wires.kill()
+            self._wires.communicate()
+        for host in (*self.hosts, _SWITCH):
+            subprocess.run(["ip", "netns", "delete", _namespace(host)], capture_output=True)
+
+
+def _namespace(host: str) -> str:
+    return f"{_PREFIX}-{os.getpid()}-{host}"
+
+
+def _ip(*words: str) -> str:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _remove_left_over() -> None:
+    for line in _ip("netns", "list").splitlines():
+        found = re.match(rf"{_PREFIX}-(\d+)-", line)
+        if found and not os.path.exists(f"/proc/{found[1]}"):
+            subprocess.run(["ip", "netns", "delete", line.split()[0]], capture_output=True)

@@ -11,30 +11,38 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest import Group, Rows
-from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch
 
-__all__ = ["Inputs", "Seen", "awaited", "watched"]
+__all__ = ["Inputs", "Part", "Seen", "awaited", "watched"]
 
 _Call: TypeAlias = tuple[Any, ...]
 """The arguments of one call of a module, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows X [n, inputs] in the model's dtype, without ones for a bias.
+
+    scale: what X~ is multiplied by, ones included, so that X~^T X~ is a weighted sum.
+    """
+
+    rows: torch.Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What a group got in a pass.
 
-    rows: X~ [n, width], float64; may be scaled, so that X~^T X~ is a weighted sum.
-    count: how many rows that is in all, what a mean divides by.
+    parts: its rows, in their order.   count: how many there are, what a mean divides by.
     """
 
-    rows: Array
+    parts: Sequence[Part]
     count: int
 
 
@@ -50,12 +58,15 @@ class Inputs:
         self._calls.setdefault(path, []).append(arguments)
 
     def rows(self, batch: Batch) -> dict[str, Seen]:
-        """X~ of every group, from the pass over `batch` that just ended.
+        """What every group got, from the pass over `batch` that just ended.
 
         Raises CheckpointInvalid unless every layer was called as often as its rule says, those
         of a group on one input, with a shape that fits the batch.
         """
-        seen = {group.name: _seen(group, self._inputs(group), batch) for group in self._groups}
+        seen = {
+            group.name: _KINDS[group.rows](group, self._inputs(group), batch)
+            for group in self._groups
+        }
         self._calls = {}
         return seen
 
@@ -120,35 +131,10 @@ def _hook(path: str, inputs: Inputs) -> Any:
     return see
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Some rows [n, inputs], and what they are multiplied by, ones for a bias included."""
-
-    rows: torch.Tensor
-    scale: float = 1.0
-
-
-def _seen(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
-    parts, count = _KINDS[group.rows](group, calls, batch)
-    rows = np.empty((sum(len(part.rows) for part in parts), group.width))
-    start = 0
-    for part in parts:
-        here = rows[start : start + len(part.rows)]
-        here[:, : group.inputs] = part.rows.detach().numpy()
-        here[:, group.inputs :] = 1.0
-        if part.scale != 1.0:
-            here *= part.scale
-        start += len(part.rows)
-    return Seen(rows, count)
-
-
-_Rows: TypeAlias = tuple[Sequence[_Part], int]
-
-
-def _tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+def _tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     mask = batch.inputs["attention_mask"].bool()
-    parts = [_Part(_masked(group, inputs, mask)) for inputs in calls]
-    return parts, sum(len(part.rows) for part in parts)
+    parts = [Part(_masked(group, inputs, mask)) for inputs in calls]
+    return Seen(parts, sum(len(part.rows) for part in parts))
 
 
 def _masked(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -160,32 +146,33 @@ def _masked(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Ten
     raise _unfit(group, inputs)
 
 
-def _sequences(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+def _sequences(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     (inputs,) = calls
     if inputs.shape[:-1] != (len(batch.indices),):
         raise _unfit(group, inputs)
-    return [_Part(inputs)], len(inputs)
+    return Seen([Part(inputs)], len(inputs))
 
 
-def _last_tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+def _last_tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     (inputs,) = calls
     mask = batch.inputs["attention_mask"]
     if inputs.shape[:-1] != mask.shape:
         raise _unfit(group, inputs)
     last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
-    return [_Part(inputs[torch.arange(len(last)), last])], len(last)
+    return Seen([Part(inputs[torch.arange(len(last)), last])], len(last))
 
 
-def _tokens_and_positions(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> _Rows:
+def _tokens_and_positions(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     inputs, table = calls
     tokens = _masked(group, inputs, batch.inputs["attention_mask"].bool())
     if table.shape[:-1] != (1, table.shape[-2]):
         raise _unfit(group, table)
     # Over all passes the table weighs as much as the tokens, however many texts share one pass.
-    return [_Part(tokens), _Part(table[0], math.sqrt(len(tokens) / table.shape[1]))], len(tokens)
+    scale = math.sqrt(len(tokens) / table.shape[1])
+    return Seen([Part(tokens), Part(table[0], scale)], len(tokens))
 
 
-_KINDS: Mapping[Rows, Callable[[Group, Sequence[torch.Tensor], Batch], _Rows]] = {
+_KINDS: Mapping[Rows, Callable[[Group, Sequence[torch.Tensor], Batch], Seen]] = {
     "tokens": _tokens,
     "sequences": _sequences,
     "last-tokens": _last_tokens,

@@ -18,7 +18,13 @@ from pydantic import (
 
 from blindmerge import canonical
 from blindmerge.encoding import Bits, Layout, longest_layout_bytes
-from blindmerge.errors import BlindmergeError, PeerInvalid, SchemaMismatch, TooFewOwners
+from blindmerge.errors import (
+    BlindmergeError,
+    ConfigInvalid,
+    PeerInvalid,
+    SchemaMismatch,
+    TooFewOwners,
+)
 from blindmerge.identity import Roster
 from blindmerge.manifest import ARCHITECTURES, Block, Manifest
 from blindmerge.merge import AnyMethod, Evidence
@@ -109,6 +115,14 @@ class Plan(BaseModel):
                 _check_noise(self, self.noise)
             except BlindmergeError as error:
                 raise ValueError(error.message) from error
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "Plan":
+        try:
+            self.method.check(self.manifest)
+        except ConfigInvalid as error:
+            raise ValueError(error.message) from error
         return self
 
     @cached_property

@@ -21,14 +21,14 @@ from blindmerge.statistic import Array, Statistic
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_server.rounds import BlockSum, solve_block
-from support.captured import captured_rows
+from support.captured import Captured, captured_rows
 from support.evidence import stacked
 from support.jobs import Job, make_job
-from support.pico import ARCHITECTURES, Architecture
+from support.pico import IN_FORWARD_ORDER, Architecture
 
 OWNERS = 3
 RIDGE = 0.01
-Rows: TypeAlias = list[Array]
+Rows: TypeAlias = list[Captured]
 
 
 METHODS = pytest.mark.parametrize("method", ["progressive", "regmean++"])
@@ -66,21 +66,21 @@ def merge(job: Job, before: int | None = None) -> CheckpointWriter:
 
 def least_squares(
     group: Group,
-    inputs: Sequence[Array],
-    asked: Sequence[Array],
+    inputs: Sequence[Captured],
+    asked: Sequence[Captured],
     owners: Sequence[Mapping[str, Array]],
 ) -> dict[str, Array]:
     """argmin of sum_k ||X'_k W - Z_k W_k||^2 / m_k + rho t ||W - mean W_k||^2, by SVD.
 
     inputs, asked: by owner, the rows X'_k and those whose outputs are asked for, Z_k.
     """
-    scaled = [x / np.sqrt(len(x)) for x in inputs]
+    scaled = [x.rows / np.sqrt(x.count) for x in inputs]
     t = np.mean(sum((x**2).sum(axis=0) for x in scaled))
     ridge = np.sqrt(RIDGE * t) * np.eye(group.width)
     solved = {}
     for layer in group.layers:
         weights = [stacked(layer, weights_k) for weights_k in owners]
-        outputs = [z / np.sqrt(len(z)) @ w for z, w in zip(asked, weights, strict=True)]
+        outputs = [z.rows / np.sqrt(z.count) @ w for z, w in zip(asked, weights, strict=True)]
         targets = np.vstack([*outputs, ridge @ np.mean(weights, axis=0)])
         solved[layer.name] = np.linalg.lstsq(np.vstack([*scaled, ridge]), targets, rcond=None)[0]
     return solved
@@ -113,7 +113,7 @@ def walk(job: Job, found: Mapping[str, Array]) -> Iterator[tuple[Group, Rows, Ro
 
 @METHODS
 @ROUNDS
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", IN_FORWARD_ORDER)
 def test_every_group_is_the_regression_in_the_model_merged_so_far(
     architecture: Architecture, rounds: str, method: str, tmp_path: Path
 ) -> None:
@@ -155,7 +155,7 @@ def test_blocks_are_the_groups_in_forward_order(tmp_path: Path) -> None:
 
 @METHODS
 @ROUNDS
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", IN_FORWARD_ORDER)
 def test_equal_owners_give_their_checkpoint_back_bit_for_bit(
     architecture: Architecture, rounds: str, method: str, tmp_path: Path
 ) -> None:

@@ -147,7 +147,8 @@ def summed(method: MergeMethod, block: Block, owners: Sequence[Owner]) -> Statis
 
 def stacked(layer: Linear, weights: Weights) -> Array:
     """[width, outputs]: the transposed weight of a layer, then its bias as one more row."""
-    rows = list(np.moveaxis(weights[f"{layer.name}.weight"], 1, 0))
+    inputs = 0 if layer.layout == "inputs-first" else 1
+    rows = list(np.moveaxis(weights[f"{layer.name}.weight"], inputs, 0))
     return np.array([*rows, weights[f"{layer.name}.bias"]] if layer.bias else rows)
 
 

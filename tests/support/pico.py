@@ -19,22 +19,34 @@ from typing import Any, get_args
 import torch
 from transformers import AutoModel, BertTokenizer, PreTrainedTokenizerFast
 
+from blindmerge.manifest import ARCHITECTURES as RULES
 from blindmerge.tasks import Task
 from blindmerge_client.data import Examples
-from blindmerge_client.models import auto_class, quiet
+from blindmerge_client.models import auto_class, head_classes, quiet
 from support.pico_configs import Architecture, config_of
 
 __all__ = [
     "ARCHITECTURES",
+    "IN_FORWARD_ORDER",
     "TAGS",
     "WORDS",
     "Architecture",
+    "has_head",
     "pico_encoder",
     "pico_examples",
     "pico_sentences",
 ]
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+# One of each kind of layer that can be merged in forward order.
+IN_FORWARD_ORDER: tuple[Architecture, ...] = (
+    "bert",
+    "mpnet",
+    "electra",
+    "deberta",
+    "gpt2",
+    "qwen3",
+)
 
 NEUTRAL = ("a", "the", "this", "film", "tweet", "phone", "is", "was", "it", "we", "they", "so")
 POSITIVE = ("good", "great", "happy", "fine", "love", "nice", "best")
@@ -72,6 +84,11 @@ def pico_encoder(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
+
+
+def has_head(architecture: Architecture, task: Task) -> bool:
+    """Whether there are models of this kind for the task."""
+    return head_classes(task).get(config_of(architecture, 30).model_type) in RULES
 
 
 def pico_examples(count: int, seed: int = 0) -> Examples:
@@ -113,7 +130,7 @@ def _tokenizer(architecture: Architecture) -> Any:
     if architecture in ("roberta", "mpnet"):
         return _roberta_tokenizer()
     names = ["input_ids", "attention_mask"]
-    if architecture in ("bert", "electra"):
+    if architecture in ("bert", "electra", "albert", "deberta"):
         names.insert(1, "token_type_ids")
     return BertTokenizer(_vocabulary(_BERT_SPECIAL), model_max_length=64, model_input_names=names)
 

@@ -3,17 +3,30 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
-from transformers import (
-    BertConfig,
-    DistilBertConfig,
-    ElectraConfig,
-    MPNetConfig,
-    RobertaConfig,
+import transformers
+
+__all__ = ["DECODERS", "Architecture", "config_of"]
+
+Architecture: TypeAlias = Literal[
+    "bert",
+    "roberta",
+    "distilbert",
+    "mpnet",
+    "electra",
+    "albert",
+    "deberta",
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+]
+DECODERS: frozenset[Architecture] = frozenset(
+    {"gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
 )
-
-__all__ = ["Architecture", "config_of"]
-
-Architecture: TypeAlias = Literal["bert", "roberta", "distilbert", "mpnet", "electra"]
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -21,6 +34,8 @@ _SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+_BERT_POSITIONS: dict[str, Any] = {"max_position_embeddings": 64}
+_SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 # As in BERT's tokenizers here; RoBERTa's and MPNet's positions count from the padding id on.
 _FROM_PADDING: dict[str, Any] = {
     "max_position_embeddings": 66,
@@ -30,8 +45,8 @@ _FROM_PADDING: dict[str, Any] = {
 }
 
 
-def _distilbert(vocabulary: int) -> DistilBertConfig:
-    return DistilBertConfig(
+def _distilbert(vocabulary: int) -> Any:
+    return transformers.DistilBertConfig(
         vocab_size=vocabulary,
         dim=16,
         hidden_dim=32,
@@ -41,14 +56,53 @@ def _distilbert(vocabulary: int) -> DistilBertConfig:
     )
 
 
+def _deberta(vocabulary: int) -> Any:
+    """As the v3 models have it."""
+    kind: Any = transformers.DebertaV2Config
+    return kind(
+        vocab_size=vocabulary,
+        **_SIZES,
+        max_position_embeddings=64,
+        type_vocab_size=0,
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+    )
+
+
+def _like_llama(name: str, **options: Any) -> Callable[[int], Any]:
+    """Two heads of queries share one of keys and values."""
+    sizes = {**_SIZES, **_BERT_POSITIONS, "num_key_value_heads": 1, **_SPECIAL, **options}
+    return lambda vocabulary: getattr(transformers, f"{name}Config")(vocab_size=vocabulary, **sizes)
+
+
 _CONFIGS: Mapping[Architecture, Callable[[int], Any]] = {
-    "bert": lambda v: BertConfig(vocab_size=v, **_SIZES, max_position_embeddings=64),
-    "roberta": lambda v: RobertaConfig(vocab_size=v, **_SIZES, **_FROM_PADDING, type_vocab_size=1),
-    "distilbert": _distilbert,
-    "mpnet": lambda v: MPNetConfig(vocab_size=v, **_SIZES, **_FROM_PADDING),
-    "electra": lambda v: ElectraConfig(
-        vocab_size=v, **_SIZES, max_position_embeddings=64, embedding_size=8
+    "bert": lambda v: transformers.BertConfig(vocab_size=v, **_SIZES, **_BERT_POSITIONS),
+    "roberta": lambda v: transformers.RobertaConfig(
+        vocab_size=v, **_SIZES, **_FROM_PADDING, type_vocab_size=1
     ),
+    "distilbert": _distilbert,
+    "mpnet": lambda v: transformers.MPNetConfig(vocab_size=v, **_SIZES, **_FROM_PADDING),
+    "electra": lambda v: transformers.ElectraConfig(
+        vocab_size=v, **_SIZES, **_BERT_POSITIONS, embedding_size=8
+    ),
+    "albert": lambda v: transformers.AlbertConfig(
+        vocab_size=v, **_SIZES, **_BERT_POSITIONS, embedding_size=8, **_SPECIAL
+    ),
+    "deberta": _deberta,
+    "gpt2": lambda v: transformers.GPT2Config(
+        vocab_size=v, n_embd=16, n_layer=2, n_head=2, n_positions=64, **_SPECIAL
+    ),
+    "llama": _like_llama("Llama"),
+    "mistral": _like_llama("Mistral"),
+    "qwen2": _like_llama("Qwen2"),
+    "qwen3": _like_llama("Qwen3", head_dim=8),
+    "gemma": _like_llama("Gemma", head_dim=8),
+    "gemma2": _like_llama("Gemma2", head_dim=8),
+    "gemma3": _like_llama("Gemma3Text", head_dim=8),
 }
 
 

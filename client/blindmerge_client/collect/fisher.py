@@ -3,7 +3,7 @@
     F = mean over examples x of sum_y p(y|x) (d log p(y|x) / d theta)^2     (Matena and Raffel 2022)
 
 The square is taken of the gradient of *one* example. Gradients per example come from hooks on
-the modules that own parameters: linear layers, LayerNorms and embeddings.
+the modules that own parameters: linear layers, LayerNorms, RMSNorms and embeddings.
 
 Of words, y is a label for each of them, and labels are independent given x. Let J_w be the
 gradients [labels, parameters] of the logits at word w, and C_w = diag(p_w) - p_w p_w^T. A
@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.files import replacing, save_array
@@ -176,8 +177,12 @@ def _hook(name: str, module: nn.Module, totals: Totals, now: _Now) -> Any:
 def _rule(name: str, module: nn.Module, totals: Totals) -> PerExample:
     if isinstance(module, nn.Linear):
         return _linear(name, totals)
+    if isinstance(module, Conv1D):
+        return _conv1d(name, totals)
     if isinstance(module, nn.LayerNorm):
         return _layer_norm(name, module, totals)
+    if type(module).__name__.endswith("RMSNorm"):
+        return _rms_norm(name, module, totals)
     if isinstance(module, nn.Embedding) and not name.endswith("relative_attention_bias"):
         return _embedding(name, module, totals)
     # A table of relative positions is looked up once for all examples, which mixes them.
@@ -195,6 +200,28 @@ def _linear(name: str, totals: Totals) -> PerExample:
     return add
 
 
+def _conv1d(name: str, totals: Totals) -> PerExample:
+    def add(inputs: torch.Tensor, gradient: torch.Tensor) -> None:
+        _add_squares(totals, f"{name}.weight", torch.bmm(inputs.transpose(1, 2), gradient))
+        _add_squares(totals, f"{name}.bias", gradient.sum(dim=1))
+
+    return add
+
+
+def _rms_norm(name: str, module: nn.Module, totals: Totals) -> PerExample:
+    """Of w x / rms(x), or of (1 + w) x / rms(x), as Gemma has it: the derivative is the same."""
+    weight: Any = module.weight
+    eps: Any = getattr(module, "variance_epsilon", None) or module.eps
+
+    def add(inputs: torch.Tensor, gradient: torch.Tensor) -> None:
+        normalised = nn.functional.rms_norm(inputs, list(weight.shape), eps=eps)
+        # In attention there is a norm for every head.
+        products = (gradient * normalised).flatten(1, -2)
+        _add_squares(totals, f"{name}.weight", products.sum(dim=1))
+
+    return add
+
+
 def _layer_norm(name: str, module: nn.LayerNorm, totals: Totals) -> PerExample:
     def add(inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         shape = module.normalized_shape
@@ -207,6 +234,7 @@ def _layer_norm(name: str, module: nn.LayerNorm, totals: Totals) -> PerExample:
 
 def _embedding(name: str, module: nn.Embedding, totals: Totals) -> PerExample:
     total = totals[f"{name}.weight"]
+    scale = float(getattr(module, "embed_scale", 1.0))  # Gemma multiplies what it looks up
 
     def add(ids: torch.Tensor, gradient: torch.Tensor) -> None:
         for example_ids, rows in zip(ids, gradient, strict=True):
@@ -214,7 +242,7 @@ def _embedding(name: str, module: nn.Embedding, totals: Totals) -> PerExample:
             summed = torch.zeros(len(found), rows.shape[1]).index_add_(0, place, rows)
             if module.padding_idx is not None:  # that row is never trained
                 summed[found == module.padding_idx] = 0
-            total[found.numpy()] += summed.square_().numpy()
+            total[found.numpy()] += summed.mul_(scale).square_().numpy()
 
     return add
 

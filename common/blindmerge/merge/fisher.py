@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from blindmerge.manifest import Block
+from blindmerge.errors import ConfigInvalid
+from blindmerge.manifest import Block, Manifest, Rows
 from blindmerge.merge.method import (
     BlockEvidence,
     Evidence,
@@ -24,6 +25,9 @@ from blindmerge.merge.method import (
 from blindmerge.statistic import Array, Schema, Statistic
 
 __all__ = ["Fisher"]
+
+_SHARED = ("relative_attention_bias.weight", "rel_embeddings.weight")  # by all examples
+_CALLED_TWICE: frozenset[Rows] = frozenset({"tokens-and-positions"})
 
 
 class Fisher(Options):
@@ -43,6 +47,21 @@ class Fisher(Options):
     weighting: Weighting = "equal"
     floor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     examples: Annotated[int, Field(ge=1)] = 256
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuses layers whose gradient of one example is not that of one call.
+
+        Squares of single gradients are what is asked, and hooks see a gradient per call.
+        """
+        for block in manifest.blocks:
+            shared = [m.name for m in block.means if m.name.endswith(_SHARED)]
+            again = [g.name for g in block.groups if g.repeated or g.rows in _CALLED_TWICE]
+            if shared or again:
+                raise ConfigInvalid(
+                    f"there is no Fisher information of '{(shared + again)[0]}' for each example: "
+                    "it is used several times in one pass",
+                    hint='use another method, such as "regmean"',
+                )
 
     def schema_of(self, block: Block) -> Schema:
         """`weight` [1]; for every tensor `:fisher`, `:fisher-delta` and `:delta`."""

@@ -11,6 +11,7 @@ option `rounds`, since every step of it is one sum over the owners:
 
 from typing import ClassVar, Literal
 
+from blindmerge.errors import ConfigInvalid
 from blindmerge.manifest import Block, Group, Manifest
 from blindmerge.merge.least_squares import LeastSquares
 
@@ -22,6 +23,15 @@ class ForwardOrder(LeastSquares):
 
     progressive: ClassVar[bool] = True
     rounds: Literal["group", "layer"] = "group"
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuses layers that run again after layers that depend on them, as ALBERT's do."""
+        if manifest.repeated:
+            raise ConfigInvalid(
+                f"'{min(manifest.repeated)}' runs several times in one pass, so a "
+                f"{manifest.architecture} has no order in which to merge its layers",
+                hint='use a method that needs one sum, such as "regmean"',
+            )
 
     def blocks_of(self, manifest: Manifest) -> tuple[Block, ...]:
         """One block per sum.

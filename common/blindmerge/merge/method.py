@@ -122,6 +122,9 @@ class Options(BaseModel):
     needs: ClassVar[frozenset[Evidence]] = frozenset()
     progressive: ClassVar[bool] = False
 
+    def check(self, manifest: Manifest) -> None:
+        """Raises ConfigInvalid if the method cannot merge such a model."""
+
     def for_sample(self) -> Self:
         """The same method for an owner of a handful of examples, whose numbers are a sample."""
         return self
@@ -145,6 +148,9 @@ class MergeMethod(Protocol):
     @property
     def name(self) -> str:
         """The method's name in plans and reports."""
+
+    def check(self, manifest: Manifest) -> None:
+        """Raises ConfigInvalid if the method cannot merge such a model."""
 
     def for_sample(self) -> Self:
         """The same method for an owner of a handful of examples, whose numbers are a sample."""

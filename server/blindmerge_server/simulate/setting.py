@@ -139,8 +139,26 @@ def read_setting(
     identities = _identities(federation)
     roster = Roster.of([each.member for each in identities.values()]) if identities else None
     masks: Masks | Literal["off"] = Masks.of(roster, job.colluders, job.bits) if roster else "off"
-    manifest = base.manifest
-    plans = {
+    plans = _plans(federation, base, masks)
+    layouts = {
+        name: cached_layouts(plan, base.path, cache / "layouts")
+        for name, plan in (plans if roster else {}).items()
+    }
+    pupils = tuple(
+        _pupil(federation, owner, base, cache, work, roster, identities.get(owner.name))
+        for owner in federation.owners
+    )
+    return Setting(federation, base, splits, pupils, plans, roster, layouts, cache, work)
+
+
+def _plans(
+    federation: Federation, base: Checkpoint, masks: Masks | Literal["off"]
+) -> dict[str, Plan]:
+    """By id of the method.   Raises ConfigInvalid if one cannot merge such a model."""
+    job, manifest = federation.job, base.manifest
+    for method in job.methods.values():
+        method.check(manifest)
+    return {
         name: Plan(
             job=job.name,
             base=base.sha256,
@@ -154,15 +172,6 @@ def read_setting(
         )
         for name, method in job.methods.items()
     }
-    layouts = {
-        name: cached_layouts(plan, base.path, cache / "layouts")
-        for name, plan in (plans if roster else {}).items()
-    }
-    pupils = tuple(
-        _pupil(federation, owner, base, cache, work, roster, identities.get(owner.name))
-        for owner in federation.owners
-    )
-    return Setting(federation, base, splits, pupils, plans, roster, layouts, cache, work)
 
 
 def _identities(federation: Federation) -> dict[str, Identity]:

@@ -97,7 +97,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "config a list": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON obj"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
     "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be"),
-    "other type": (lambda folder: _set(folder, model_type="gpt2"), "'gpt2'.*no merge rules"),
+    "other type": (lambda folder: _set(folder, model_type="bloom"), "'bloom'.*no merge rules"),
     "no type": (lambda folder: _set(folder, model_type=None), "no merge rules"),
     "deeper": (lambda folder: _set(folder, num_hidden_layers=3), "lacks 16 tensors"),
     "wider": (lambda folder: _set(folder, intermediate_size=33), "cannot load"),

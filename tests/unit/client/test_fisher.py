@@ -23,7 +23,15 @@ from support.fishers import assert_close
 from support.jobs import LABELS, edit_weights, noisy
 from support.pico import Architecture, pico_encoder, pico_examples
 
-ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert", "electra")
+ARCHITECTURES: tuple[Architecture, ...] = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "gpt2",
+    "qwen3",
+    "gemma2",
+)
 TEXTS = pico_examples(7, seed=5).texts
 
 
@@ -107,7 +115,8 @@ def test_the_composition_of_batches_is_only_rounding(case: Case, tmp_path: Path)
 
 def test_words_that_do_not_occur_and_padding_have_no_information(case: Case) -> None:
     found = case.collect(7)
-    name = next(name for name in found if name.endswith("word_embeddings.weight"))
+    words = ("word_embeddings.weight", "wte.weight", "embed_tokens.weight")
+    name = next(name for name in found if name.endswith(words))
     used = {token for text in TEXTS for token in case.tokenizer(text)["input_ids"]}
     assert case.tokenizer.pad_token_id not in used
     rows = {int(row) for row in np.flatnonzero(found[name].any(axis=1))}

@@ -41,7 +41,8 @@ class Case:
         return batches(self.tokenizer, texts, 32, size)
 
     def grams(self, batched: Sequence[Batch], folder: Path) -> dict[str, GramEvidence]:
-        runner = BlockRunner(self.model, self.modules, batched, folder)
+        repeated = self.manifest.repeated
+        runner = BlockRunner(self.model, self.modules, batched, folder, repeated)
         return {
             name: evidence
             for block in self.manifest.blocks
@@ -62,9 +63,10 @@ def summation_bound(rows: Array) -> Array:
     """Largest difference of two float64 sums of these products, in whatever order.
 
     Higham 2002, eq. 3.5: each is off by at most gamma_n sum |x_i x_j|, gamma_n = n u / (1 - n u),
-    u = 2^-53; products of float32 numbers are exact. One n more covers the denominator.
+    u = 2^-53; products of float32 numbers are exact. One n more covers the denominator, and eight
+    the roundings of rows that are weighted.
     """
-    return np.asarray(2 * (len(rows) + 1) * 2.0**-53 * (np.abs(rows).T @ np.abs(rows)))
+    return np.asarray(2 * (len(rows) + 9) * 2.0**-53 * (np.abs(rows).T @ np.abs(rows)))
 
 
 def test_equals_x_transposed_x_over_a_full_forward_pass(case: Case, tmp_path: Path) -> None:
@@ -74,27 +76,32 @@ def test_equals_x_transposed_x_over_a_full_forward_pass(case: Case, tmp_path: Pa
     grams = case.grams(batched, tmp_path / "states")
     rows = captured_rows(case.model, case.groups, batched)
     assert grams.keys() == rows.keys()
-    for name, inputs in rows.items():
-        assert grams[name].rows == len(inputs)
+    for name, captured in rows.items():
+        inputs = captured.rows
+        assert grams[name].rows == captured.count
         assert grams[name].total.dtype == np.float64
         difference = np.abs(grams[name].total - inputs.T @ inputs)
         assert (difference <= summation_bound(inputs)).all(), name
         np.testing.assert_array_equal(grams[name].total, grams[name].total.T)
 
 
-def test_rows_are_real_tokens_and_sequences_of_the_head(case: Case, tmp_path: Path) -> None:
+def test_rows_are_real_tokens_and_texts_in_the_head(case: Case, tmp_path: Path) -> None:
     grams = case.grams(case.batched(), tmp_path / "states")
     # Counted with the tokenizer alone, text by text, without any padding.
-    tokens = sum(len(case.tokenizer(text)["input_ids"]) for text in TEXTS)
+    tokens = sum(min(32, len(case.tokenizer(text)["input_ids"])) for text in TEXTS)
     for group in case.groups:
-        rows = tokens if group.rows == "tokens" else len(TEXTS)
+        head = group.rows in ("sequences", "last-tokens")
+        runs = case.model.config.num_hidden_layers if group.repeated else 1
+        rows = len(TEXTS) if head else tokens * runs
         assert grams[group.name].rows == rows
-        assert grams[group.name].total[-1, -1] == rows  # ones times ones
         assert grams[group.name].total.shape == (group.width, group.width)
-    assert {group.rows for group in case.groups[-2:]} == {"sequences"}
+        if group.bias and group.rows != "tokens-and-positions":
+            assert grams[group.name].total[-1, -1] == rows  # ones times ones
+    assert case.groups[-1].rows in ("sequences", "last-tokens")
 
 
-def test_query_key_and_value_share_one_matrix(case: Case) -> None:
+def test_query_key_and_value_share_one_matrix(tmp_path: Path) -> None:
+    case = Case(tmp_path, "bert")
     shared = [group for group in case.groups if len(group.layers) > 1]
     assert [len(group.layers) for group in shared] == [3, 3]
 
@@ -103,15 +110,16 @@ def test_the_order_of_batches_is_only_rounding(case: Case, tmp_path: Path) -> No
     batched = case.batched()
     forward = case.grams(batched, tmp_path / "forward")
     backward = case.grams(batched[::-1], tmp_path / "backward")
-    for name, inputs in captured_rows(case.model, case.groups, batched).items():
+    for name, captured in captured_rows(case.model, case.groups, batched).items():
         difference = np.abs(forward[name].total - backward[name].total)
-        assert (difference <= summation_bound(inputs)).all()
+        assert (difference <= summation_bound(captured.rows)).all()
 
 
 def test_the_composition_of_batches_is_only_rounding(case: Case, tmp_path: Path) -> None:
     together = case.grams(case.batched(size=9), tmp_path / "together")
     alone = case.grams(case.batched(size=1), tmp_path / "alone")
-    for name, inputs in captured_rows(case.model, case.groups, case.batched()).items():
+    for name, captured in captured_rows(case.model, case.groups, case.batched()).items():
+        inputs = captured.rows
         # Padding changes the order of float32 sums in attention: every input is then off by the
         # roundings of a chain of two layers, each fewer than 100 long, of numbers below its row's
         # largest: |dx| <= 200 * 2^-24 max|x|, and d(x y) <= |dx| |y| + |x| |dy|.

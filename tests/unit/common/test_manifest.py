@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from transformers import BertConfig, BertForSequenceClassification
+from transformers.pytorch_utils import Conv1D
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
 from blindmerge.manifest import ARCHITECTURES as TABLE
@@ -16,7 +17,7 @@ from blindmerge.manifest import Group, Linear, Manifest, Mean, describe, task_of
 from blindmerge.tasks import Task
 from blindmerge_client.models import auto_class
 from support.evidence import bert_shapes
-from support.pico import ARCHITECTURES
+from support.pico import ARCHITECTURES, has_head
 from support.pico_configs import Architecture, config_of
 
 
@@ -37,7 +38,9 @@ MODELS: Mapping[str, Callable[[], Any]] = {"minilm": _minilm} | {
     f"{architecture}, {task}": partial(_build, architecture, task)
     for architecture in ARCHITECTURES
     for task in get_args(Task)
+    if has_head(architecture, task)
 }
+LINEAR = (torch.nn.Linear, Conv1D)
 
 
 @pytest.fixture(params=MODELS)
@@ -83,14 +86,17 @@ def test_every_tensor_has_exactly_one_rule(model: Any) -> None:
 
 
 def test_linear_rules_are_the_linear_modules(model: Any) -> None:
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
     layers = {layer.name: (g, layer) for g in _groups(_manifest(model)) for layer in g.layers}
     assert layers.keys() == linears.keys()
     for name, (group, layer) in layers.items():
         module = linears[name]
-        assert (layer.outputs, group.inputs) == (module.out_features, module.in_features)
-        assert layer.bias == group.bias == (module.bias is not None)
-        assert group.width == module.in_features + 1
+        sizes = {torch.nn.Linear: "in_features out_features", Conv1D: "nx nf"}[type(module)]
+        inputs, outputs = (getattr(module, size) for size in sizes.split())
+        assert (layer.outputs, group.inputs) == (outputs, inputs)
+        bias = module.bias is not None
+        assert layer.bias == group.bias == bias
+        assert group.width == inputs + bias
 
 
 def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: Any) -> None:
@@ -101,24 +107,39 @@ def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: 
         return lambda _, inputs: calls.append((name, inputs[0]))
 
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, LINEAR):
             module.register_forward_pre_hook(watch(name))
     with torch.inference_mode():
         model(input_ids=torch.full((2, 5), 7), attention_mask=torch.ones(2, 5, dtype=torch.long))
-    seen: list[tuple[set[str], int]] = []
+    seen: list[tuple[set[str], Any]] = []
     previous = None
     for name, tensor in calls:
         if tensor is not previous:
-            seen.append((set(), tensor.dim()))
+            seen.append((set(), tensor.shape[:-1]))
         seen[-1][0].add(name)
         previous = tensor
+    assert _expected_calls(model) == seen
+
+
+def _expected_calls(model: Any) -> list[tuple[set[str], Any]]:
+    """Which layers are called on one tensor, and its shape without the width."""
     # [texts, tokens, width] has a row per token, [texts, width] a row per text.
-    rows = {"tokens": 3, "sequences": 2}
-    described = [
-        ({layer.name for layer in group.layers}, rows[group.rows])
-        for group in _groups(_manifest(model))
-    ]
-    assert described == seen
+    shapes = {"sequences": (2,)}
+    once: list[tuple[set[str], Any]] = []
+    again: list[tuple[set[str], Any]] = []
+    for group in _groups(_manifest(model)):
+        names = {layer.name for layer in group.layers}
+        calls = again if group.repeated else once
+        if group.parallel:  # to the group before, which also runs on a table of positions
+            once[-2][0].update(names)
+            continue
+        if again and not group.repeated:
+            once, again = once + again * model.config.num_hidden_layers, []
+            calls = once
+        calls.append((names, shapes.get(group.rows, (2, 5))))
+        if group.rows == "tokens-and-positions":
+            once.append((set(names), (1, 2 * model.config.position_buckets)))
+    return once
 
 
 def test_blocks_are_embeddings_layers_and_head(model: Any) -> None:
@@ -128,7 +149,8 @@ def test_blocks_are_embeddings_layers_and_head(model: Any) -> None:
     assert (last.name, last.module, last.means) == ("head", "", ())
     layers = {block.name: block for block in manifest.blocks if block.name == block.module}
     assert tuple(layers) == manifest.modules
-    assert len(layers) == model.config.num_hidden_layers
+    depth = {"albert": "num_hidden_groups"}.get(model.config.model_type, "num_hidden_layers")
+    assert len(layers) == getattr(model.config, depth)
     for name, block in layers.items():
         inside = {f"{name}.{n}" for n, _ in model.get_submodule(name).named_parameters()}
         assert inside == block.shapes.keys()

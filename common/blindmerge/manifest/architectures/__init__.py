@@ -2,20 +2,34 @@
 
 from collections.abc import Mapping
 
-from blindmerge.manifest.architectures import bert, distilbert, mpnet
+from blindmerge.manifest.architectures import albert, bert, deberta, distilbert, gpt2, llama, mpnet
 from blindmerge.manifest.rules import Architecture
 
 __all__ = ["ARCHITECTURES"]
 
+_LIKE_LLAMA = ("Gemma", "Gemma2", "Gemma3Text", "Llama", "Mistral", "Qwen2", "Qwen3")
+
 ARCHITECTURES: Mapping[str, Architecture] = {
+    "AlbertForSequenceClassification": albert.ALBERT,
+    "AlbertForTokenClassification": albert.ALBERT.for_words("classifier"),
     "BertForSequenceClassification": bert.BERT,
     "BertForTokenClassification": bert.BERT.for_words("classifier"),
+    "DebertaV2ForSequenceClassification": deberta.DEBERTA_V2,
+    "DebertaV2ForTokenClassification": deberta.DEBERTA_V2.for_words("classifier"),
     "DistilBertForSequenceClassification": distilbert.DISTILBERT,
     "DistilBertForTokenClassification": distilbert.DISTILBERT.for_words("classifier"),
     "ElectraForSequenceClassification": bert.ELECTRA,
     "ElectraForTokenClassification": bert.ELECTRA.for_words("classifier"),
+    "GPT2ForSequenceClassification": gpt2.GPT2,
+    "GPT2ForTokenClassification": gpt2.GPT2.for_words("classifier"),
     "MPNetForSequenceClassification": mpnet.MPNET,
     "MPNetForTokenClassification": mpnet.MPNET.for_words("classifier"),
     "RobertaForSequenceClassification": bert.ROBERTA,
     "RobertaForTokenClassification": bert.ROBERTA.for_words("classifier"),
+    **{f"{name}ForSequenceClassification": llama.LLAMA for name in _LIKE_LLAMA},
+    **{
+        f"{name}ForTokenClassification": llama.LLAMA.for_words("score")
+        for name in _LIKE_LLAMA
+        if name != "Gemma3Text"  # transformers has none
+    },
 }

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blindmerge.errors import NotFinite, Overflow, ProtocolBroken, SchemaMismatch
-from blindmerge.statistic import Array, Schema, Statistic, packed_size
+from blindmerge.statistic import Array, Schema, Statistic, packed_diagonal, packed_size
 
 __all__ = [
     "ArrayLayout",
@@ -358,8 +358,7 @@ def calibrate(
         if name.endswith(":gram") and len(shape) == 1:
             kind = "triangle"
             width = (math.isqrt(8 * shape[0] + 1) - 1) // 2
-            index = np.arange(width)
-            rows = magnitude[index * (index + 3) // 2]
+            rows = packed_diagonal(magnitude, width)
         elif len(shape) >= 2:
             kind = "rows"
             rows = magnitude.reshape(shape[0], -1).max(axis=1)

@@ -19,6 +19,7 @@ __all__ = [
     "Schema",
     "Statistic",
     "pack_symmetric",
+    "packed_diagonal",
     "packed_size",
     "size_bytes",
     "unpack_symmetric",
@@ -27,6 +28,8 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[np.float64]
 Schema: TypeAlias = Mapping[str, tuple[int, ...]]
 """The name and shape of every array; all are float64."""
+
+_PANEL = 256  # rows of a matrix that are mirrored at once, in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +84,15 @@ def packed_size(width: int) -> int:
 def pack_symmetric(matrix: Array) -> Array:
     """The upper triangle of a symmetric matrix, column by column (LAPACK's packed storage).
 
-    matrix: [width, width]; only its upper triangle is read.   Returns [width(width+1)/2].
+    matrix: [width, width]; only its lower triangle is read.   Returns [width(width+1)/2].
     Raises SchemaMismatch if `matrix` is not square.
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise SchemaMismatch(f"a symmetric matrix is square, not {list(matrix.shape)}")
     packed = np.empty(packed_size(len(matrix)))
-    # Not LAPACK's dtrttp: it would first copy the whole matrix into Fortran order.
-    for column in range(len(matrix)):
-        packed[packed_size(column) : packed_size(column + 1)] = matrix[: column + 1, column]
+    # Rows of the lower triangle are columns of the upper one, and lie side by side.
+    for row in range(len(matrix)):
+        packed[packed_size(row) : packed_size(row + 1)] = matrix[row, : row + 1]
     return packed
 
 
@@ -101,8 +104,17 @@ def unpack_symmetric(packed: Array, width: int) -> Array:
     if packed.shape != (packed_size(width),):
         raise SchemaMismatch(f"a triangle of width {width} has {packed_size(width)} numbers")
     matrix = np.empty((width, width))
-    for column in range(width):
-        part = packed[packed_size(column) : packed_size(column + 1)]
-        matrix[: column + 1, column] = part
-        matrix[column, : column + 1] = part
+    for row in range(width):
+        matrix[row, : row + 1] = packed[packed_size(row) : packed_size(row + 1)]
+    for start in range(0, width, _PANEL):
+        panel = matrix[start : start + _PANEL]
+        corner = panel[:, start : start + _PANEL]
+        corner[...] = np.tril(corner) + np.tril(corner, -1).T
+        matrix[:start, start : start + _PANEL] = panel[:, :start].T
     return matrix
+
+
+def packed_diagonal(packed: Array, width: int) -> Array:
+    """The diagonal [width] of the symmetric matrix that `pack_symmetric` packed."""
+    index = np.arange(width)
+    return np.asarray(packed[index * (index + 3) // 2])

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import opendp.prelude as dp
 
-from blindmerge.merge.least_squares import solve_scaled
+from blindmerge.merge.ridge import solve_ridge
 from blindmerge.privacy.accountant import multiplier_for
 from blindmerge.privacy.mechanism import project
 from blindmerge.privacy.sampler import DiscreteGaussian
@@ -62,8 +62,8 @@ def _solved(grams: list[Array], differences: list[Array]) -> Array:
     mean = np.mean(differences, axis=0)
     total = np.sum(grams, axis=0)
     moment = np.sum([g @ d for g, d in zip(grams, differences, strict=True)], axis=0)
-    solved = solve_scaled(total, moment - total @ mean, RIDGE)
-    return np.asarray(mean if solved is None else mean + solved[0])
+    solved = solve_ridge(pack_symmetric(total), moment, mean, RIDGE)
+    return mean if solved is None else solved.weights
 
 
 def loss(width: int, examples: int, owners: int, layers: int, epsilon: float, seed: int) -> float:

@@ -136,6 +136,7 @@ def _layers(rng: np.random.Generator, starved: bool) -> list[Layer]:
             rows=int(rng.integers(20_000, 90_000)),
             condition_number=None if falls else float(10 ** rng.uniform(2, 5)),
             ridge=None if falls else 0.1,
+            residual=None if falls else float(10 ** rng.uniform(-15, -12)),
             fallback="2 owner(s) had fewer than 4 x 385 rows" if falls else None,
         )
         found.append(Layer.of(report))

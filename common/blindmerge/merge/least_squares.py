@@ -5,7 +5,7 @@ bias, the outputs Y are asked. W is [width, outputs]: a weight transposed, with 
 last row; D_k = W_k - W_0. Owners send G_k = X~^T X~ / m_k, M_k = X~^T (Y - X~ W_0) / m_k and D_k;
 their sums are enough:
 
-    W* = W_0 + D + (S + rho t I)^-1 (M - S D)
+    W* = W_0 + D + (S + rho t I)^-1 (M - S D)     (solved in `ridge`)
     S = sum G_k,  M = sum M_k,  D = mean D_k,  t = mean(diag S)
 
 which minimises sum_k || X_k W - Y_k ||^2 / m_k for rho = 0 and is the plain average for
@@ -21,7 +21,6 @@ from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, lapack
 
 from blindmerge.manifest import Block, Group
 from blindmerge.merge.method import (
@@ -33,6 +32,7 @@ from blindmerge.merge.method import (
     Weights,
     total_weight,
 )
+from blindmerge.merge.ridge import solve_ridge
 from blindmerge.merge.stacking import put_stacked, stacked
 from blindmerge.statistic import (
     Array,
@@ -40,14 +40,9 @@ from blindmerge.statistic import (
     Statistic,
     pack_symmetric,
     packed_size,
-    unpack_symmetric,
 )
 
-__all__ = ["Equations", "LeastSquares", "solve_scaled"]
-
-_FIRST_RAISED_RIDGE = 1e-12  # where to go from a ridge of zero
-_LAST_RAISED_RIDGE = 1e3  # beyond it the result is the average
-_WORST_ERROR = 1e-3  # of a solution that is accepted, relative: three digits are right
+__all__ = ["Equations", "LeastSquares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +129,8 @@ class LeastSquares(Options):
             return arrays
         scale = 1.0 / rows if self.weighting == "equal" else 1.0
         equations = self.equations(group, evidence)
-        arrays[f"{group.name}:gram"] = scale * pack_symmetric(equations.gram)
+        arrays[f"{group.name}:gram"] = pack_symmetric(equations.gram)
+        arrays[f"{group.name}:gram"] *= scale
         for layer in group.layers:
             arrays[f"{layer.name}:moment"] = scale * equations.moments[layer.name]
         return arrays
@@ -160,76 +156,25 @@ class LeastSquares(Options):
         """W* - W_0 of every layer of the group."""
         names = [layer.name for layer in group.layers]
         mean = np.hstack([total[f"{name}:delta"] for name in names]) / weight
-        gram = unpack_symmetric(total[f"{group.name}:gram"], group.width)
         starved = round(float(total[f"{group.name}:starved"][0]))
-        fallback = condition = ridge = None
+        fallback = solution = None
         if starved:
             needed = f"{self.rows_factor:g} x {group.width}"
             fallback = f"{starved} owner(s) had fewer than {needed} rows"
         else:
             moment = np.hstack([total[f"{name}:moment"] for name in names])
-            result = solve_scaled(gram, moment - gram @ mean, self.ridge)
-            if result is None:
+            solution = solve_ridge(total[f"{group.name}:gram"], moment, mean, self.ridge)
+            if solution is None:
                 fallback = "the Gram matrix could not be factorised"
-            else:
-                difference, ridge, condition = result
-                mean = mean + difference
         ends = np.cumsum([layer.outputs for layer in group.layers])[:-1]
         report = LayerReport(
             block=block.name,
             layers=tuple(names),
             rows=round(float(total[f"{group.name}:rows"][0])),
-            condition_number=condition,
-            ridge=ridge,
+            condition_number=None if solution is None else solution.condition_number,
+            ridge=None if solution is None else solution.ridge,
+            residual=None if solution is None else solution.residual,
             fallback=fallback,
         )
-        return dict(zip(names, np.split(mean, ends, axis=1), strict=True)), report
-
-
-def solve_scaled(gram: Array, target: Array, ridge: float) -> tuple[Array, float, float] | None:
-    """(gram + ridge t I)^-1 target, t = mean(diag gram), by Cholesky after Jacobi scaling.
-
-    gram: [width, width], symmetric, meant to be positive semidefinite: rounding, noise or a
-        peer may have spoilt that.   target: [width, outputs].   Neither is changed.
-    Returns the solution, the ridge that was used (raised tenfold until the solution has three
-    right digits) and the condition number of the scaled matrix; None if nothing succeeds.
-    """
-    mean_diagonal = float(np.mean(np.diagonal(gram)))
-    if mean_diagonal <= 0:
-        return None
-    while True:
-        solved = _solve_shifted(gram, target, ridge * mean_diagonal)
-        if solved is not None:
-            solution, condition = solved
-            return solution, ridge, condition
-        ridge = max(10.0 * ridge, _FIRST_RAISED_RIDGE)
-        if ridge > _LAST_RAISED_RIDGE:
-            return None
-
-
-def _solve_shifted(gram: Array, target: Array, shift: float) -> tuple[Array, float] | None:
-    """(gram + shift I)^-1 target and the condition number; None if it cannot be trusted."""
-    diagonal = np.diagonal(gram) + shift
-    if not (diagonal > 0).all():
-        return None
-    jacobi = 1.0 / np.sqrt(diagonal)
-    with np.errstate(over="ignore"):
-        scaled = gram * jacobi
-        scaled *= jacobi[:, None]
-        np.fill_diagonal(scaled, 1.0)
-        norm = float(np.linalg.norm(scaled, 1))
-    if not np.isfinite(norm):
-        return None
-    try:
-        # The transpose of a symmetric matrix in C order is the same matrix in Fortran order,
-        # which LAPACK overwrites instead of copying it.
-        factor, lower = cho_factor(scaled.T, lower=True, overwrite_a=True, check_finite=False)
-    except LinAlgError:
-        return None
-    reciprocal, _ = lapack.dpocon(factor, norm, uplo="L")
-    # Higham 2002, section 10.1: the relative error of the solution is about
-    # width * eps * condition number.
-    if len(gram) * np.finfo(np.float64).eps > _WORST_ERROR * reciprocal:
-        return None
-    solution = cho_solve((factor, lower), jacobi[:, None] * target, overwrite_b=True)
-    return jacobi[:, None] * solution, float(1.0 / reciprocal)
+        merged = mean if solution is None else solution.weights
+        return dict(zip(names, np.split(merged, ends, axis=1), strict=True)), report

@@ -96,6 +96,8 @@ class LayerReport:
     condition_number: of the scaled matrix that was factorised, in the 1-norm, as LAPACK
         estimates it: never above the truth, hardly ever below a third of it.
     ridge: rho as used, after raises.   rows: of all owners together.
+    residual: of the equations, relative, see `ridge.Solution`; times the condition number it is
+        about the relative error of the layers.
     fallback: why the layers were averaged instead; None if they were not.
     """
 
@@ -104,6 +106,7 @@ class LayerReport:
     rows: int
     condition_number: float | None
     ridge: float | None
+    residual: float | None
     fallback: str | None
 
 

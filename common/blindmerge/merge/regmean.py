@@ -35,9 +35,11 @@ class RegMean(LeastSquares):
 
     def equations(self, group: Group, evidence: BlockEvidence) -> Equations:
         """G_k, shrunk by alpha, and G_k D_k."""
-        total = evidence.grams[group.name].total
-        gram = self.off_diagonal * total
-        np.fill_diagonal(gram, np.diagonal(total))
+        gram = evidence.grams[group.name].total
+        if self.off_diagonal != 1.0:
+            diagonal = np.diagonal(gram)
+            gram = self.off_diagonal * gram
+            np.fill_diagonal(gram, diagonal)
         moments = {
             layer.name: gram @ (stacked(layer, evidence.own) - stacked(layer, evidence.base))
             for layer in group.layers

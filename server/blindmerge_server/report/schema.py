@@ -162,6 +162,9 @@ class Layer(BaseModel):
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         description="the ridge that was used, after raises; null if none was"
     )
+    residual: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        description="of the equations, relative; null if none were solved"
+    )
     fallback: str | None = Field(description="why the layers were averaged instead, or null")
 
     @classmethod
@@ -173,6 +176,7 @@ class Layer(BaseModel):
             rows=report.rows,
             condition_number=report.condition_number,
             ridge=report.ridge,
+            residual=report.residual,
             fallback=report.fallback,
         )
 

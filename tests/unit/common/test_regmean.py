@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from blindmerge.manifest import Block, Group, Linear
 from blindmerge.merge import LayerReport, RegMean
-from blindmerge.merge.least_squares import solve_scaled
 from blindmerge.statistic import Array
 from support.evidence import Owner, make_owners, small_block, stacked, summed, with_inputs
 
@@ -153,134 +151,3 @@ def test_units_of_an_input_do_not_matter() -> None:
     atol = 4 * 2 * EPS * 36 * (plain_report.condition_number or np.inf) * 1.1
     np.testing.assert_allclose(other * units[:, None], plain, rtol=0, atol=atol)
     assert report.condition_number == pytest.approx(plain_report.condition_number, rel=1e-9)
-
-
-def ill_conditioned(rng: np.random.Generator, condition: float, width: int = 6) -> Array:
-    """A symmetric matrix with a condition number of about `condition`, also when scaled."""
-    q, _ = np.linalg.qr(rng.standard_normal((width, width)))
-    matrix = (q * np.geomspace(1.0, 1.0 / condition, width)) @ q.T
-    return np.asarray((matrix + matrix.T) / 2)
-
-
-def exact_solution(matrix: Array, target: Array) -> Array:
-    """Gaussian elimination in rational numbers: no rounding before the last step."""
-    rows = [
-        [Fraction(float(v)) for v in (*left, *right)]
-        for left, right in zip(matrix, target, strict=True)
-    ]
-    for step, pivot in enumerate(rows):
-        for other in rows:
-            if other is not pivot:
-                factor = other[step] / pivot[step]
-                other[:] = [a - factor * b for a, b in zip(other, pivot, strict=True)]
-    solved = [[value / row[i] for value in row[len(rows) :]] for i, row in enumerate(rows)]
-    return np.array([[float(value) for value in row] for row in solved])
-
-
-@pytest.mark.parametrize("condition", [1e2, 1e6, 1e8])
-def test_ill_conditioned_solve_keeps_its_digits(condition: float) -> None:
-    rng = np.random.default_rng(6)
-    matrix, width = ill_conditioned(rng, condition), 6
-    target = matrix @ rng.standard_normal((width, 4))
-    solved = solve_scaled(matrix, target, 0.0)
-    assert solved is not None
-    solution, ridge, reported = solved
-    assert ridge == 0.0
-    # Higham 2002, theorem 10.4: |residual| <= 8 width (width + 1) u |A| |x|, whatever the
-    # condition number; the 1-norms and the scaling cost another width each.
-    residual = np.abs(matrix @ solution - target).max()
-    limit = 4 * width**2 * EPS * width**2 * np.abs(matrix).max() * np.abs(solution).max()
-    assert residual <= limit
-    exact = exact_solution(matrix, target)
-    scale = np.abs(exact).max()
-    error = np.abs(solution - exact).max() / scale
-    assert error <= 4 * width**2 * EPS * 3 * reported
-    if condition >= 1e8:
-        inverse = np.linalg.inv(matrix.astype(np.float32)) @ target.astype(np.float32)
-        assert np.abs(inverse - exact).max() / scale > 0.1, "what the references do"
-
-
-def test_condition_number_is_lapacks_estimate_of_the_scaled_matrix() -> None:
-    rng = np.random.default_rng(8)
-    for condition in (1e1, 1e4, 1e7):
-        matrix = ill_conditioned(rng, condition, width=12)
-        solved = solve_scaled(matrix, np.ones((12, 1)), 0.0)
-        assert solved is not None
-        jacobi = 1 / np.sqrt(np.diagonal(matrix))
-        truth = float(np.linalg.cond(matrix * np.outer(jacobi, jacobi), 1))
-        assert truth / 3 <= solved[2] <= truth * (1 + condition * 1e3 * EPS)
-
-
-def test_condition_number_is_in_the_1_norm() -> None:
-    # All columns are alike, so LAPACK's estimate meets the largest one and is exact. The 1-norm
-    # is 1.8 and the 2-norm 1.4.
-    matrix = np.full((3, 3), -0.4) + 1.4 * np.eye(3)
-    solved = solve_scaled(matrix, np.ones((3, 1)), 0.0)
-    assert solved is not None
-    assert solved[2] == pytest.approx(float(np.linalg.cond(matrix, 1)), rel=1e-12)
-
-
-@pytest.mark.parametrize("condition", [1e13, 1e15, 1e20])
-def test_solution_without_three_right_digits_is_not_accepted(condition: float) -> None:
-    matrix = ill_conditioned(np.random.default_rng(9), condition)
-    solved = solve_scaled(matrix, np.ones((6, 2)), 0.0)
-    assert solved is not None
-    solution, ridge, reported = solved
-    assert 6 * EPS * reported <= 1e-3
-    assert 0 < ridge < 1e-9
-    shifted = matrix + ridge * np.mean(np.diagonal(matrix)) * np.eye(6)
-    exact = exact_solution(shifted, np.ones((6, 2)))
-    # The bound of the acceptance, with the factor of three of the estimate.
-    assert np.abs(solution - exact).max() <= 3e-3 * np.abs(exact).max()
-
-
-def test_asked_ridge_is_used_however_large() -> None:
-    gram = ill_conditioned(np.random.default_rng(10), 10.0)
-    for asked in (1e4, 1e9):
-        solved = solve_scaled(gram, np.ones((6, 1)), asked)
-        assert solved is not None
-        solution, ridge, reported = solved
-        assert ridge == asked
-        expected = 1 / (asked * np.mean(np.diagonal(gram)))
-        np.testing.assert_allclose(solution, expected, rtol=6 / asked + 6 * EPS)
-        # A = I + E with |E|_1 <= width^2 / asked.
-        assert reported == pytest.approx(1.0, rel=3 * 36 / asked + 1e-12)
-
-
-def test_indefinite_sum_is_ridged_until_it_is_definite() -> None:
-    """Rounding or noise can push eigenvalues of a sum below zero."""
-    q, _ = np.linalg.qr(np.random.default_rng(12).standard_normal((6, 6)))
-    matrix = (q * [2.0, 1.5, 1.0, 1.0, 0.5, -0.001]) @ q.T
-    matrix = (matrix + matrix.T) / 2
-    solved = solve_scaled(matrix, np.ones((6, 1)), 0.0)
-    assert solved is not None
-    solution, ridge, _ = solved
-    shift = np.mean(np.diagonal(matrix))
-    assert 0.001 < ridge * shift <= 0.01 * (1 + 1e-9), "the first tenfold step that suffices"
-    exact = exact_solution(matrix + ridge * shift * np.eye(6), np.ones((6, 1)))
-    np.testing.assert_allclose(solution, exact, rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    "matrix",
-    [np.zeros((3, 3)), -np.eye(3), np.diag([1.0, 1.0, -2.0]), np.diag([1.0, 1.0, -5.0])],
-    ids=["zero", "negative", "traceless", "negative trace"],
-)
-def test_matrix_without_a_positive_trace_is_not_solved(matrix: Array) -> None:
-    assert solve_scaled(matrix, np.ones((3, 1)), 0.1) is None
-
-
-def test_matrix_whose_off_diagonal_dwarfs_its_diagonal_is_not_solved() -> None:
-    matrix = np.full((3, 3), 1e200)
-    np.fill_diagonal(matrix, 1e-200)
-    assert solve_scaled(matrix, np.ones((3, 1)), 0.0) is None
-
-
-def test_solve_leaves_its_arguments_alone() -> None:
-    gram, target = ill_conditioned(np.random.default_rng(13), 1e18), np.ones((6, 2))
-    for order in ("C", "F"):
-        matrix = np.array(gram, order="C" if order == "C" else "F")
-        before, right = matrix.copy(), np.array(target, order="F")
-        solve_scaled(matrix, right, 0.0)
-        np.testing.assert_array_equal(matrix, before)
-        np.testing.assert_array_equal(right, target)

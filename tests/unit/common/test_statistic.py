@@ -9,6 +9,7 @@ from blindmerge.statistic import (
     Schema,
     Statistic,
     pack_symmetric,
+    packed_diagonal,
     packed_size,
     size_bytes,
     unpack_symmetric,
@@ -99,7 +100,7 @@ def test_size_bytes_of_an_absurd_schema_does_not_wrap() -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("width", [1, 2, 5, 33])
+@pytest.mark.parametrize("width", [1, 2, 5, 33, 300])
 def test_packed_triangle_is_numpys_upper_triangle_by_columns(width: int, order: str) -> None:
     square = np.random.default_rng(width).standard_normal((width, width))
     matrix = np.asarray(square + square.T, order="F" if order == "F" else "C")
@@ -111,8 +112,14 @@ def test_packed_triangle_is_numpys_upper_triangle_by_columns(width: int, order: 
     assert packed.shape == (packed_size(width),)
 
 
-def test_only_the_upper_triangle_is_read() -> None:
-    matrix = np.array([[1.0, 2.0], [np.nan, 3.0]])
+@pytest.mark.parametrize("width", [1, 5, 700])
+def test_packed_diagonal(width: int) -> None:
+    matrix = np.diag(np.arange(float(width)))
+    np.testing.assert_array_equal(packed_diagonal(pack_symmetric(matrix), width), range(width))
+
+
+def test_only_the_lower_triangle_is_read() -> None:
+    matrix = np.array([[1.0, np.nan], [2.0, 3.0]])
     np.testing.assert_array_equal(pack_symmetric(matrix), [1.0, 2.0, 3.0])
 
 

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from blindmerge.errors import ConfigInvalid, ResourceMissing
 from blindmerge.signed_plan import SignedPlan
@@ -33,13 +34,37 @@ from blindmerge_client.guard import Guard
 from blindmerge_client.packets import Call, encode_arrays
 from blindmerge_client.refusal import Refusal, refusal_of
 
-__all__ = ["create_app", "serve_gateway", "stop_at_eof"]
+__all__ = ["Named", "Refused", "TooLong", "create_app", "serve_gateway", "stop_at_eof"]
+
+
+class Named(BaseModel):
+    """Who this owner is."""
+
+    name: str
+
+
+class Refused(BaseModel):
+    """All that a coordinator may be told."""
+
+    kind: str
+    reason: str
+
+
+class TooLong(BaseModel):
+    """What is wrong with the body."""
+
+    detail: str
+
 
 _T = TypeVar("_T")
 _SMALL_BYTES = 1 << 26  # more than all messages of one exchange: keys, shares, signatures
 _SHUTDOWN_S = 2
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _BODY = {"requestBody": {"required": True, "content": _BINARY}}
+_NO: dict[int | str, dict[str, Any]] = {
+    409: {"model": Refused, "description": "The owner refuses, or the request is none."},
+    413: {"model": TooLong, "description": "The body is longer than anything that a job sends."},
+}
 
 
 def create_app(guard: Guard) -> FastAPI:
@@ -65,22 +90,27 @@ def create_app(guard: Guard) -> FastAPI:
         return JSONResponse({"kind": refusal.kind, "reason": refusal.reason}, status_code=409)
 
     @app.get("/name")
-    async def name() -> dict[str, str]:
-        return {"name": guard.name}
+    async def name() -> Named:
+        return Named(name=guard.name)
 
-    @app.post("/answer", openapi_extra=_BODY)
+    @app.post(
+        "/answer",
+        response_class=Response,
+        openapi_extra=_BODY,
+        responses={**_NO, 200: {"content": _BINARY, "description": "Named arrays."}},
+    )
     async def answer(request: Request) -> Response:
         arrays = await answered(
             request, lambda signed, call: guard.answer(signed, call.block, call.messages)
         )
         return Response(encode_arrays(arrays), media_type="application/octet-stream")
 
-    @app.post("/receive", openapi_extra=_BODY, status_code=204)
+    @app.post("/receive", openapi_extra=_BODY, status_code=204, responses=_NO)
     async def receive(request: Request) -> Response:
         await answered(request, lambda signed, call: guard.receive(signed, call.merged))
         return Response(status_code=204)
 
-    @app.post("/evaluate", openapi_extra=_BODY)
+    @app.post("/evaluate", openapi_extra=_BODY, responses=_NO)
     async def evaluate(request: Request) -> dict[str, float]:
         return dict(await answered(request, lambda signed, _: guard.evaluate(signed)))
 
@@ -118,7 +148,7 @@ def serve_gateway(guard: Guard, path: Path, group: str | None = None) -> None:
     """
     with _listening(path, group) as listener:
         config = uvicorn.Config(
-            create_app(guard), log_config=None, timeout_graceful_shutdown=_SHUTDOWN_S
+            create_app(guard), log_config=None, ws="none", timeout_graceful_shutdown=_SHUTDOWN_S
         )
         with suppress(KeyboardInterrupt):  # how people end it
             uvicorn.Server(config).run(sockets=[listener])

@@ -129,16 +129,16 @@ class Session:
         Raises PeerInvalid, also as SchemaMismatch or NotFinite, if they are not just the tensors
         of some blocks of the plan.
         """
-        rest = dict(merged)
+        unknown = merged.keys() - {name for block in self.plan.blocks for name in block.shapes}
+        if unknown:
+            raise SchemaMismatch(f"{len(unknown)} merged tensors are not in the plan")
         for number, block in enumerate(self.plan.blocks):
-            if not block.shapes.keys().isdisjoint(rest):
-                tensors = {name: rest.pop(name) for name in block.shapes if name in rest}
+            if not block.shapes.keys().isdisjoint(merged):
+                tensors = {name: merged[name] for name in block.shapes if name in merged}
                 if self._writer.has(number):
                     # The job runs again: what was computed from the old tensors is void.
                     shutil.rmtree(self.folder / _MERGED_STATES, ignore_errors=True)
                 self._writer.write(number, tensors)
-        if rest:
-            raise SchemaMismatch(f"{len(rest)} merged tensors are not in the plan")
 
     def finish(self) -> Path:
         """The merged checkpoint, complete. Raises CheckpointInvalid if a block is missing."""

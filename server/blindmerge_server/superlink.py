@@ -103,6 +103,7 @@ def serve(home: Home, say: Callable[[str], None]) -> None:
             ssl_keyfile=config.ssl_keyfile,
             ssl_certfile=config.ssl_certfile,
             log_config=None,
+            ws="none",
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
     )

@@ -5,6 +5,7 @@ with Deployment(tmp_path) as federation:
     merged = federation.merge()
 """
 
+import datetime
 import json
 import re
 import shutil
@@ -15,13 +16,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from blindmerge.checkpoint import Checkpoint
+from blindmerge.identity import Identity
+from blindmerge.plan import Plan
 from blindmerge.secagg.secret import OsRandomness
+from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Home as OwnerHome
 from blindmerge_client.setup import make_home as make_owner
 from blindmerge_server.config import Home as ServerHome
-from blindmerge_server.config import OwnerKeys
+from blindmerge_server.config import JobSettings, OwnerKeys
+from blindmerge_server.planning import make_plan
+from blindmerge_server.setup import make_home as make_server
 from support.material import SPLITS, Material, pico_material
 from support.processes import environment, wait_until
 
@@ -142,6 +149,12 @@ class Deployment:
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it printed:\n{self.printed(who)}") from None
 
+    def signed(self, by: Identity | None = None, **changes: Any) -> SignedPlan:
+        """The job's plan with some fields changed.   by: instead of the coordinator."""
+        plan = make_plan(JobSettings.read(self.job), self.server.roster())
+        fields = {name: getattr(plan, name) for name in Plan.model_fields}
+        return SignedPlan.sign(Plan.model_validate(fields | changes), by or self.server.identity())
+
     def edit_policy(self, name: str, lines: Mapping[str, object]) -> None:
         """Sets keys of an owner's policy."""
         _set(self.owners[name].policy_file, lines)
@@ -171,9 +184,10 @@ class Deployment:
         return ("server", "merge", str(self.server.folder), str(job or self.job))
 
     def _set_up(self, host: str, method: str) -> None:
-        hosts = ["--host", host] if host == "127.0.0.1" else ["--host", host, "--host", "127.0.0.1"]
-        made = self.run("server", "init", str(self.server.folder), *hosts, "--port", str(self.port))
-        assert made.returncode == 0, made.stderr
+        now = datetime.datetime.now(datetime.UTC)
+        hosts = list(dict.fromkeys((host, "127.0.0.1")))
+        folder = self.server.folder
+        make_server(folder, "coordinator", hosts, self.port, OsRandomness(), now)
         for name, home in self.owners.items():
             make_owner(home.folder, name, OsRandomness())
             self.server.add(OwnerKeys.read(home.public_keys_file))

@@ -2,11 +2,12 @@
 
 import grp
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from blindmerge.errors import ConfigInvalid
+from blindmerge.errors import ConfigInvalid, ResourceMissing
 from blindmerge_client.gateway import _listening
 
 
@@ -30,6 +31,42 @@ def test_an_unknown_group_is_refused_by_name(tmp_path: Path) -> None:
         _listening(tmp_path / "gateway.sock", "no-such-group"),
     ):
         pass
+
+
+def test_a_second_gateway_is_refused_and_the_first_stays(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sock"
+    with _listening(path, None):
+        with (
+            pytest.raises(ConfigInvalid, match="another gateway listens"),
+            _listening(path, None),
+        ):
+            pass
+        assert path.is_socket()
+
+
+def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    with _listening(path, None) as listener:
+        assert listener.getsockname() == str(path)
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("data")
+    with pytest.raises(ConfigInvalid, match="is no socket"), _listening(path, None):
+        pass
+    assert path.read_text() == "data"
+
+
+def test_a_path_that_is_too_long_is_explained(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ResourceMissing, match="cannot listen") as caught,
+        _listening(tmp_path / ("s" * 108), None),
+    ):
+        pass
+    assert "107 bytes" in caught.value.hint
 
 
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:

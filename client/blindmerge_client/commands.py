@@ -198,7 +198,7 @@ def evaluate(folder: Folder, job: JobName = None) -> None:
     comparison = compare(home, found.plan)
     table = Table(box=None, pad_edge=False)
     metrics = METRICS[found.plan.task]
-    for column in ("model", *(metric.name for metric in metrics)):
+    for column in ("model", *(m.name + (", %" if m.percent else "") for m in metrics)):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, scores in (("your own", comparison.own), ("merged", comparison.merged)):
         table.add_row(name, *(metric.shown(scores.metrics[metric.id]) for metric in metrics))

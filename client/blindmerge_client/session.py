@@ -214,5 +214,5 @@ class Session:
             return {}
         folder = self.folder / "fisher"
         few = self._batched(self._texts[: method.examples], _FISHER_BATCH_SIZE)
-        collect_fisher(self._model, self.plan.manifest, few, folder)
+        collect_fisher(self._model, self.plan.task, self.plan.manifest, few, folder)
         return read_fisher(folder, list(block.shapes))

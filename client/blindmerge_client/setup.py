@@ -35,7 +35,8 @@ model = "models/own"
 train = "data/train.jsonl"
 validation = "data/validation.jsonl"
 
-# With this line the coordinator is told accuracy, F1 and size of these examples, in clear.
+# With this line the coordinator is told the merged model's scores on these examples, and how
+# many they are, in clear.
 # test = "data/test.jsonl"
 
 # The coordinator's server, and the authority that signed its certificate.

@@ -6,6 +6,7 @@ from math import prod
 
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
+from blindmerge.tasks import METRICS, Task
 
 __all__ = ["filled", "statement"]
 
@@ -35,7 +36,7 @@ def statement(plan: Plan, roster: Roster | None, publishes_scores: bool) -> tupl
     roster: of the plan; None if the owner does not have it.
     publishes_scores: whether the owner has test data whose scores are told to the coordinator.
     """
-    return (*_contents(plan), *_company(plan, roster), *_otherwise(publishes_scores))
+    return (*_contents(plan), *_company(plan, roster), *_otherwise(plan.task, publishes_scores))
 
 
 def filled(text: str, indent: int = 0) -> list[str]:
@@ -91,8 +92,9 @@ def _company(plan: Plan, roster: Roster | None) -> list[str]:
     ]
 
 
-def _otherwise(publishes_scores: bool) -> list[str]:
+def _otherwise(task: Task, publishes_scores: bool) -> list[str]:
     told = "your name, when you answered, the kind of an error, which rule of your policy refused"
     if publishes_scores:
-        told += ", and in clear the accuracy, F1 and size of your test data (`test`)"
+        scores = ", ".join(metric.name for metric in METRICS[task])
+        told += f", and in clear {scores} and size of your test data (`test`)"
     return filled(f"Beside that the coordinator learns {told}.")

@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 __all__ = ["METRICS", "Metric", "Task", "are_tags", "check_labels"]
 
-Task: TypeAlias = Literal["single-label", "token-classification"]
-"""What a model does: one label for every text, or one tag for every word of it."""
+Task: TypeAlias = Literal["single-label", "multi-label", "regression", "token-classification"]
+"""What a model says of every text: one label, any number of them, a number, or a tag for every
+word of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +33,27 @@ class Metric:
         return not math.isinf(self.most)
 
     def shown(self, value: float) -> str:
-        """A value as people read it."""
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
+        """A value as people read it, without the sign for percent."""
+        return f"{100 * value:.1f}" if self.percent else f"{value:.3g}"
+
+    def goodness(self, value: float) -> float:
+        """What is higher for a better model."""
+        return value if self.higher_is_better else -value
 
 
 _ACCURACY = Metric("accuracy", "accuracy")
 
-METRICS: Mapping[Task, tuple[Metric, Metric]] = {
+METRICS: Mapping[Task, tuple[Metric, ...]] = {
     "single-label": (_ACCURACY, Metric("f1", "macro-F1")),
+    "multi-label": (Metric("micro_f1", "micro-F1"), Metric("macro_f1", "macro-F1")),
+    "regression": (
+        Metric("mse", "mean squared error", most=math.inf, higher_is_better=False),
+        Metric("pearson", "Pearson's r", least=-1.0),
+        Metric("spearman", "Spearman's rho", least=-1.0),
+    ),
     "token-classification": (_ACCURACY, Metric("f1", "entity F1")),
 }
-"""Two scores of each task; the first one chooses."""
+"""The scores of each task, two or more: tables and plots show two, and the first one chooses."""
 
 
 def are_tags(labels: Sequence[str]) -> bool:
@@ -62,6 +73,11 @@ def _several(labels: Sequence[str]) -> None:
         raise ValueError("a task needs at least two labels")
 
 
+def _one(labels: Sequence[str]) -> None:
+    if len(labels) != 1:
+        raise ValueError("a regression has one label: what its number is called")
+
+
 def _tags(labels: Sequence[str]) -> None:
     if not are_tags(labels):
         raise ValueError('tags of words are "O" and, for each type of entity, "B-..." or "I-..."')
@@ -69,5 +85,7 @@ def _tags(labels: Sequence[str]) -> None:
 
 _LABELS: Mapping[Task, Callable[[Sequence[str]], None]] = {
     "single-label": _several,
+    "multi-label": _several,
+    "regression": _one,
     "token-classification": _tags,
 }

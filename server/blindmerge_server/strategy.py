@@ -22,6 +22,7 @@ from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.errors import PeerInvalid, TooFewOwners
 from blindmerge.merge import LayerReport
 from blindmerge.plan import Plan
+from blindmerge.tasks import METRICS, Task
 from blindmerge.wire import from_wire, to_wire
 from blindmerge_server.exchanges import Exchange, Kind, exchanges
 from blindmerge_server.rounds import Total, solve_block
@@ -31,7 +32,6 @@ __all__ = ["Drop", "JobRecord", "Merge"]
 
 _LONGEST_REASON = 300
 _NO_BLOCK = -1  # of a request that asks for the statistic of none
-_SCORES = {"accuracy": 1.0, "f1": 1.0, "examples": math.inf}  # what is largest
 _EVALUATION = "evaluation"
 
 
@@ -155,7 +155,9 @@ class Merge(Strategy):
         if server_round == self.rounds:
             for owner, content in self._accepted(_EVALUATION, replies):
                 try:
-                    scores = _scores(content.metric_records.get("scores", MetricRecord()))
+                    scores = _scores(
+                        self.plan.task, content.metric_records.get("scores", MetricRecord())
+                    )
                 except PeerInvalid as error:
                     self._drop(owner, _EVALUATION, str(error))
                     continue
@@ -274,13 +276,16 @@ def _failure(code: int) -> str:
     return f"the node failed (code {code})"
 
 
-def _scores(record: MetricRecord) -> dict[str, float]:
+def _scores(task: Task, record: MetricRecord) -> dict[str, float]:
     """Published scores, perhaps none. Raises PeerInvalid for others than an owner has."""
+    ranges = {metric.id: (metric.least, metric.most) for metric in METRICS[task]}
+    ranges["examples"] = (0.0, math.inf)
     scores = {}
     for name, value in record.items():
-        if name not in _SCORES or isinstance(value, list) or not 0 <= value <= _SCORES[name]:
-            raise PeerInvalid("the scores are not accuracy, f1 and the number of examples")
+        low, high = ranges.get(name, (math.inf, -math.inf))
+        if isinstance(value, list) or not low <= value <= high or math.isinf(value):
+            raise PeerInvalid(f"the scores are not {', '.join(ranges)}")
         scores[name] = float(value)
-    if scores and (scores.keys() != _SCORES.keys() or math.isinf(scores["examples"])):
-        raise PeerInvalid("the scores are not accuracy, f1 and the number of examples")
+    if scores and scores.keys() != ranges.keys():
+        raise PeerInvalid(f"the scores are not {', '.join(ranges)}")
     return scores

@@ -47,7 +47,7 @@ def test_the_merged_checkpoint_is_a_tagger(done: tuple[Path, str]) -> None:
 def test_the_report_shows_f1_of_entities(done: tuple[Path, str]) -> None:
     report = json.loads((done[0] / "out" / "report.json").read_text())
     jsonschema.validate(report, report_json_schema())
-    assert (report["job"]["task"], report["job"]["f1"]) == (TASK, "entity F1")
+    assert (report["job"]["task"], report["job"]["metrics"]["f1"]) == (TASK, "entity F1")
     assert "entity F1" in done[1]
     systems = {row["system"]: row for row in report["scores"]}
     assert {"regmean", "average", "fisher", "ensemble", "multi-task"} <= systems.keys()
@@ -60,7 +60,9 @@ def test_the_report_shows_f1_of_entities(done: tuple[Path, str]) -> None:
         right = [
             np.array(TAGS)[list(tags)].tolist() for tags in test.labels if isinstance(tags, tuple)
         ]
-        assert score["f1"] == pytest.approx(f1_score(right, found, zero_division=0), rel=1e-15)
+        assert score["metrics"]["f1"] == pytest.approx(
+            f1_score(right, found, zero_division=0), rel=1e-15
+        )
         assert score["examples"] == len(test)
 
 

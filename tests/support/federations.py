@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blindmerge.tasks import Task
 from blindmerge_client.data import Examples
-from support.pico import TAGS, pico_encoder, pico_examples, pico_sentences
+from support.pico import examples_for, labels_for, pico_encoder
 
 __all__ = ["LABELS", "json_lines", "pico_federation"]
 
@@ -23,8 +23,7 @@ def pico_federation(
 
     job: more lines of the [job] table.
     """
-    whole = task == "single-label"
-    labels, make = (LABELS, pico_examples) if whole else (TAGS, pico_sentences)
+    labels = LABELS if task == "single-label" else labels_for(task)
     folder.mkdir(parents=True, exist_ok=True)
     pico_encoder(folder / "encoder")
     lines = [
@@ -42,22 +41,25 @@ def pico_federation(
     for number, owner in enumerate(owners):
         lines += ["[[owner]]", f'name = "{owner}"']
         for offset, (split, size) in enumerate((("train", 96), ("validation", 16), ("test", 32))):
-            examples = make(size, seed=10 * number + offset)
+            examples = examples_for(task, size, 10 * number + offset)
             path = folder / owner / f"{split}.jsonl"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json_lines(examples, labels))
+            path.write_text(json_lines(examples, labels, task))
             lines.append(f'{split} = "{owner}/{split}.jsonl"')
     file = folder / "federation.toml"
     file.write_text("\n".join(lines) + "\n")
     return file
 
 
-def json_lines(examples: Examples, names: Sequence[str]) -> str:
+def json_lines(examples: Examples, names: Sequence[str], task: Task = "single-label") -> str:
     """The examples as an owner's file has them.   names: of the labels."""
     rows: list[dict[str, object]] = []
     for text, label in zip(examples.texts, examples.labels, strict=True):
-        if isinstance(label, int):
-            rows.append({"text": text, "label": names[label]})
-        else:
+        if task == "multi-label" and isinstance(label, tuple):
+            labels = [name for name, holds in zip(names, label, strict=True) if holds]
+            rows.append({"text": text, "labels": labels})
+        elif isinstance(label, tuple):
             rows.append({"tokens": text, "tags": [names[index] for index in label]})
+        else:
+            rows.append({"text": text, "label": names[label] if type(label) is int else label})
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -26,7 +26,7 @@ from blindmerge_client.owner import Owner
 from blindmerge_client.seat import Membership
 from blindmerge_client.session import Session
 from blindmerge_client.tasks import Text
-from support.pico import TAGS, Architecture, pico_encoder, pico_examples, pico_sentences
+from support.pico import Architecture, examples_for, labels_for, pico_encoder
 from support.randomness import CounterRandomness
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
     "with_plan",
 ]
 
-LABELS = ("no", "yes", "maybe")
+LABELS = labels_for("single-label")
 NAMES = ("anna", "bert", "cleo", "dora", "emil")
 """Of owners, in the order of their numbers, and of their seats."""
 
@@ -70,7 +70,6 @@ class Job:
 
     def owner(self, number: int, **demands: Any) -> Owner:
         """A new owner object, on its folder.   demands: of its membership, if it has one."""
-        examples = pico_examples if self.plan.task == "single-label" else pico_sentences
         own: dict[str, Any] = (
             {"identity": self.identities[number], "roster": self.roster} if self.identities else {}
         )
@@ -78,10 +77,10 @@ class Job:
             NAMES[number],
             self.base,
             self.owners[number],
-            examples(len(self.texts[number]), seed=number),
+            examples_for(self.plan.task, len(self.texts[number]), number),
             self.folder / NAMES[number],
             Membership(**(own | demands)) if own else "off",
-            examples(5, seed=50 + number),
+            examples_for(self.plan.task, 5, 50 + number),
         )
 
     def session(self, owner: int) -> Session:
@@ -100,13 +99,11 @@ def make_job(
     **options: Any,
 ) -> Job:
     """A job of `owners` different models, with `texts` different texts each."""
-    whole = task == "single-label"
-    labels, examples = (LABELS, pico_examples) if whole else (TAGS, pico_sentences)
-    base = pico_encoder(folder / "base", architecture, labels=labels, task=task)
+    base = pico_encoder(folder / "base", architecture, labels=labels_for(task), task=task)
     return Job(
         base=base,
         owners=tuple(noisy(base, folder / f"own-{k}", seed=k) for k in range(owners)),
-        texts=tuple(examples(texts, seed=k).texts for k in range(owners)),
+        texts=tuple(examples_for(task, texts, k).texts for k in range(owners)),
         plan=make_plan_for(base, method, **options),
         folder=folder,
     )

@@ -11,7 +11,7 @@ learnt, `pico_sentences` the same split into words with tags.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, get_args
@@ -23,18 +23,24 @@ from blindmerge.manifest import ARCHITECTURES as RULES
 from blindmerge.tasks import Task
 from blindmerge_client.data import Examples
 from blindmerge_client.models import auto_class, head_classes, quiet
+from blindmerge_client.tasks import TASKS
 from support.pico_configs import Architecture, config_of
 
 __all__ = [
     "ARCHITECTURES",
+    "ENCODER_TASKS",
     "IN_FORWARD_ORDER",
     "TAGS",
     "WORDS",
     "Architecture",
+    "examples_for",
     "has_head",
+    "labels_for",
     "pico_encoder",
     "pico_examples",
+    "pico_ratings",
     "pico_sentences",
+    "pico_topics",
 ]
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -53,6 +59,12 @@ POSITIVE = ("good", "great", "happy", "fine", "love", "nice", "best")
 NEGATIVE = ("bad", "awful", "sad", "poor", "hate", "ugly", "worst")
 WORDS = NEUTRAL + POSITIVE + NEGATIVE
 TAGS = ("B-MOOD", "I-MOOD", "O")
+ENCODER_TASKS: tuple[Task, ...] = (
+    "single-label",
+    "multi-label",
+    "regression",
+    "token-classification",
+)
 
 _BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -76,6 +88,9 @@ def pico_encoder(
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+    if labels:
+        for key, value in TASKS[task].head.config.items():
+            setattr(config, key, value)
     kind: Any = auto_class(task) if labels else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -104,6 +119,48 @@ def pico_examples(count: int, seed: int = 0) -> Examples:
     return Examples(tuple(texts), tuple(labels))
 
 
+def pico_topics(count: int, seed: int = 0) -> Examples:
+    """Texts like those, with three labels: has a positive word, a negative one, the word `film`.
+
+    Any number of the three may hold, also none.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    groups = (POSITIVE, NEGATIVE, ("film",))
+    plain = [word for word in NEUTRAL if word != "film"]
+    texts, labels = [], []
+    for _ in range(count):
+        label = tuple(rng.randrange(2) for _ in groups)
+        words = rng.choices(plain, k=rng.randint(2, 9))
+        for holds, group in zip(label, groups, strict=True):
+            if holds:
+                words.insert(rng.randint(0, len(words)), rng.choice(group))
+        texts.append(" ".join(words))
+        labels.append(label)
+    return Examples(tuple(texts), tuple(labels))
+
+
+def pico_ratings(count: int, seed: int = 0) -> Examples:
+    """Texts like those, whose number is the share of positive words minus that of negative ones."""
+    rng = random.Random(seed)  # noqa: S311
+    texts, labels = [], []
+    for _ in range(count):
+        words = rng.choices(WORDS, k=rng.randint(3, 9))
+        balance = sum((word in POSITIVE) - (word in NEGATIVE) for word in words)
+        texts.append(" ".join(words))
+        labels.append(balance / len(words))
+    return Examples(tuple(texts), tuple(labels))
+
+
+def labels_for(task: Task) -> tuple[str, ...]:
+    """Labels of a model for the task."""
+    return _LABELS[task]
+
+
+def examples_for(task: Task, count: int, seed: int = 0) -> Examples:
+    """Examples that a pico model can learn the task from, with labels of `labels_for`."""
+    return _EXAMPLES[task](count, seed)
+
+
 def pico_sentences(count: int, seed: int = 0) -> Examples:
     """Sentences of 2 to 9 words with tags of `TAGS`, each of which follows from its word.
 
@@ -118,6 +175,20 @@ def pico_sentences(count: int, seed: int = 0) -> Examples:
     return Examples(
         tuple(texts), tuple(tuple(tags.get(word, 2) for word in text) for text in texts)
     )
+
+
+_LABELS: Mapping[Task, tuple[str, ...]] = {
+    "single-label": ("no", "yes", "maybe"),
+    "multi-label": ("glad", "angry", "film"),
+    "regression": ("mood",),
+    "token-classification": TAGS,
+}
+_EXAMPLES: Mapping[Task, Callable[[int, int], Examples]] = {
+    "single-label": pico_examples,
+    "multi-label": pico_topics,
+    "regression": pico_ratings,
+    "token-classification": pico_sentences,
+}
 
 
 def _vocabulary(special: Sequence[str]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from blindmerge.merge import AnyMethod, Average, Fisher, LayerReport, RegMean
+from blindmerge.tasks import METRICS, Task
 from blindmerge_server.report.schema import (
     MASKS_OFF,
     MASKS_ON,
@@ -49,11 +50,12 @@ def make_report(
     missing: str | None = None,
     starved: bool = False,
     masked: bool = True,
+    task: Task = "single-label",
 ) -> Report:
     """A report over these owners.
 
     missing: name of an owner that dropped out.   starved: whether layers fell back.
-    masked: whether the sums were.
+    masked: whether the sums were.   task: whose metrics the scores are.
     """
     rng = np.random.default_rng(seed)
     present = tuple(owner for owner in owners if owner != missing)
@@ -70,10 +72,10 @@ def make_report(
     return Report(
         masks=masked,
         protection=MASKS_ON.format(least=3) if masked else MASKS_OFF,
-        schema_version=2,
+        schema_version=3,
         created="2026-01-31T12:00:00Z",
         versions=Versions(blindmerge="0.1.0", flwr="1.41.0", torch="2.13.0", transformers="5.23.0"),
-        job=_job(masks),
+        job=_job(masks, task),
         owners=tuple(_owner(name, rng, name == missing) for name in owners),
         sums=dict.fromkeys(METHODS, sums),
         layers={"regmean": tuple(_layers(rng, starved)), "average": (), "fisher": ()},
@@ -86,17 +88,17 @@ def make_report(
             evaluate=22.0,
             total=276.1,
         ),
-        scores=tuple(_scores(owners, rng)),
+        scores=tuple(_scores(owners, rng, task)),
         files={"merged model": "merged", "report": "report.json", "plots": "scores.png"},
     )
 
 
-def _job(masks: Masks | None) -> Job:
+def _job(masks: Masks | None, task: Task) -> Job:
     return Job(
         name="sentiment",
         base_sha256="a" * 64,
-        task="single-label",
-        f1="macro-F1",
+        task=task,
+        metrics={metric.id: metric.name for metric in METRICS[task]},
         masks=masks,
         labels=("negative", "positive"),
         examples=1000,
@@ -143,33 +145,38 @@ def _layers(rng: np.random.Generator, starved: bool) -> list[Layer]:
     return found
 
 
-def _scores(owners: Sequence[str], rng: np.random.Generator) -> list[SystemScores]:
+def _scores(owners: Sequence[str], rng: np.random.Generator, task: Task) -> list[SystemScores]:
     """Own models are good at home and poor abroad; merged models lie between."""
     home = rng.uniform(0.78, 0.92, len(owners))
     abroad = home - rng.uniform(0.08, 0.25, (len(owners), len(owners)))
     np.fill_diagonal(abroad, home)
-    systems = [_system("own", "own", name_of("own"), owners, list(home))]
+    systems = [_system(task, "own", "own", name_of("own"), owners, list(home))]
     for name, row in zip(owners, abroad, strict=True):
-        systems.append(_system(f"own:{name}", "own", name_of(f"own:{name}"), owners, list(row)))
+        systems.append(
+            _system(task, f"own:{name}", "own", name_of(f"own:{name}"), owners, list(row))
+        )
     merged = {"regmean": 0.04, "average": 0.11, "fisher": 0.07}
     simulated = {"ensemble": 0.035, "multi-task": 0.005}
     for name, loss in {**merged, **simulated}.items():
         kind: Kind = "merged" if name in merged else "simulation-only"
         row = home - loss + rng.normal(0, 0.01, len(owners))
-        systems.append(_system(name, kind, name_of(name), owners, list(row)))
+        systems.append(_system(task, name, kind, name_of(name), owners, list(row)))
     return systems
 
 
 def _system(
-    system: str, kind: Kind, name: str, owners: Sequence[str], accuracies: Sequence[float]
+    task: Task, system: str, kind: Kind, name: str, owners: Sequence[str], parts: Sequence[float]
 ) -> SystemScores:
+    """parts: how good it is on each owner's data, 0 to 1."""
     scores = [
-        DataScore(
-            data=owner,
-            accuracy=round(float(part), 4),
-            f1=round(float(part) - 0.02, 4),
-            examples=300,
-        )
-        for owner, part in zip(owners, accuracies, strict=True)
+        DataScore(data=owner, metrics=_metrics(task, float(part)), examples=300)
+        for owner, part in zip(owners, parts, strict=True)
     ]
     return SystemScores.of(system, kind, name, scores)
+
+
+def _metrics(task: Task, part: float) -> dict[str, float]:
+    return {
+        metric.id: round(part - 0.02 * place if metric.percent else 3 * (1 - part), 4)
+        for place, metric in enumerate(METRICS[task])
+    }

@@ -1,6 +1,9 @@
-"""The true diagonal Fisher information of a classifier, example by example.
+"""The true diagonal Fisher information of a model, example by example.
 
     F = mean over examples x of sum_y p(y|x) (d log p(y|x) / d theta)^2     (Matena and Raffel 2022)
+
+What p(y|x) is depends on the task: one of the labels, a Bernoulli variable for each label, or a
+number with the model's output as mean and variance 1.
 
 The square is taken of the gradient of *one* example. Gradients per example come from hooks on
 the modules that own parameters: linear layers, LayerNorms, RMSNorms and embeddings.
@@ -42,22 +45,26 @@ from blindmerge.errors import CheckpointInvalid
 from blindmerge.files import replacing, save_array
 from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
+from blindmerge.tasks import Task
 from blindmerge_client.batches import Batch
 
 __all__ = ["collect_fisher", "read_fisher"]
 
 Totals = Mapping[str, np.memmap[Any, np.dtype[np.float64]]]
+Roots = Callable[[torch.Tensor], torch.Tensor]
 PerExample = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def collect_fisher(
-    model: nn.Module, manifest: Manifest, batches: Sequence[Batch], folder: Path
+    model: nn.Module, task: Task, manifest: Manifest, batches: Sequence[Batch], folder: Path
 ) -> None:
     """Writes F of every tensor of `manifest` into `folder`, float64, one file each.
 
     The sums live in memory-mapped files, so memory holds one batch. An existing `folder`
-    is whole and stays. Raises CheckpointInvalid for a module that has no rule.
+    is whole and stays. Raises CheckpointInvalid for a task or a module that has no rule.
     """
+    if task not in _ROOTS:
+        raise CheckpointInvalid(f"no Fisher rule for the task '{task}'", hint="use another method")
     if folder.is_dir():
         return
     with replacing(folder) as temporary:
@@ -66,7 +73,7 @@ def collect_fisher(
             name: _zeros(temporary / f"{name}.npy", shape)
             for name, shape in manifest.shapes.items()
         }
-        _accumulate(model.eval(), batches, totals)
+        _accumulate(model.eval(), _ROOTS[task], batches, totals)
         examples = sum(len(batch.indices) for batch in batches)
         for total in totals.values():
             total /= examples
@@ -93,7 +100,7 @@ class _Now:
         self.called: set[str] = set()
 
 
-def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> None:
+def _accumulate(model: nn.Module, roots: Roots, batches: Sequence[Batch], totals: Totals) -> None:
     now = _Now()
     with ExitStack() as hooks:
         for parameter in model.parameters():
@@ -106,27 +113,46 @@ def _accumulate(model: nn.Module, batches: Sequence[Batch], totals: Totals) -> N
         for batch in batches:
             now.examples, now.called = len(batch.indices), set()
             logits = model(**batch.inputs).logits
-            for direction in _directions(batch, logits.detach()):
+            for direction in _directions(batch, logits, roots(logits.detach().double())):
                 torch.autograd.backward((logits * direction).sum(), retain_graph=True)
 
 
-def _directions(batch: Batch, logits: torch.Tensor) -> Sequence[torch.Tensor]:
-    """What to differentiate in the space of the logits, labels - 1 tensors of their shape."""
-    roots = _roots(logits)
+def _directions(batch: Batch, logits: torch.Tensor, roots: torch.Tensor) -> Sequence[torch.Tensor]:
+    """What to differentiate in the space of the logits: a tensor of their shape per column."""
     if batch.words is not None:
         rotated = roots @ _rotations(batch, roots.shape[-1])
         roots = torch.where((batch.words >= 0)[:, :, None, None], rotated, 0.0)
     return roots.to(logits.dtype).unbind(dim=-1)
 
 
-def _roots(logits: torch.Tensor) -> torch.Tensor:
-    """R with R R^T = diag(p) - p p^T, float64 [..., labels, labels - 1]: such is its rank."""
-    p = torch.softmax(logits.double(), dim=-1)
+def _of_one_label(logits: torch.Tensor) -> torch.Tensor:
+    """R with R R^T = diag(p) - p p^T, [..., labels, labels - 1]: such is its rank."""
+    p = torch.softmax(logits, dim=-1)
     covariance = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
     values, vectors = torch.linalg.eigh(covariance)
     # Ascending: the first eigenvalue is 0, that of a shift of all logits.
     roots: torch.Tensor = vectors * values.clamp(min=0).sqrt()[..., None, :]
     return roots[..., 1:]
+
+
+def _of_each_label(logits: torch.Tensor) -> torch.Tensor:
+    """The scores of independent labels: R R^T = diag(p (1 - p)), [..., labels, labels]."""
+    p = torch.sigmoid(logits)
+    return torch.diag_embed((p * (1 - p)).sqrt())
+
+
+def _of_a_number(logits: torch.Tensor) -> torch.Tensor:
+    """The score of N(f, 1) has variance 1: R = I, [..., 1, 1]."""
+    return torch.ones_like(logits)[..., None]
+
+
+_ROOTS: Mapping[Task, Roots] = {
+    "single-label": _of_one_label,
+    "multi-label": _of_each_label,
+    "regression": _of_a_number,
+    "token-classification": _of_one_label,
+}
+"""A root R of the covariance of the score d log p(y|x) / d logits, by task; logits in float64."""
 
 
 def _rotations(batch: Batch, size: int) -> torch.Tensor:

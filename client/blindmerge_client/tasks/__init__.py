@@ -6,6 +6,8 @@ What a row of an owner's file has depends on the task; each file begins with it.
 from collections.abc import Mapping
 
 from blindmerge.tasks import Task
+from blindmerge_client.tasks.multi_label import MULTI_LABEL
+from blindmerge_client.tasks.regression import REGRESSION
 from blindmerge_client.tasks.rules import (
     Form,
     Head,
@@ -23,5 +25,7 @@ __all__ = ["TASKS", "Form", "Head", "Label", "Outputs", "Row", "Target", "TaskRu
 
 TASKS: Mapping[Task, TaskRules] = {
     "single-label": SINGLE_LABEL,
+    "multi-label": MULTI_LABEL,
+    "regression": REGRESSION,
     "token-classification": TOKEN_CLASSIFICATION,
 }

@@ -29,10 +29,11 @@ __all__ = [
 
 Text: TypeAlias = str | tuple[str, ...]
 """A text as a whole, or split into words."""
-Label: TypeAlias = int | tuple[int, ...]
-"""What belongs to a text: the index of its label, or an index for each word."""
-Target: TypeAlias = int | list[int]
-"""What the loss compares with: a number for a text, or one for each of its tokens."""
+Label: TypeAlias = int | float | tuple[int, ...]
+"""What belongs to a text: the index of its label, 0 or 1 for each label, a number, or an index for
+each word."""
+Target: TypeAlias = int | float | list[int] | list[float]
+"""What the loss compares with: of a text, or of each of its tokens."""
 Row: TypeAlias = Mapping[str, object]
 """A row of an owner's file, by column."""
 
@@ -93,8 +94,9 @@ class TaskRules:
     padding: the target of padding, if there is one for each token; None if there is one a text.
     rows: predictions from the model's outputs, an array [rows, columns] for each text in turn.
     combine: the predictions of an ensemble, from those of each model, all rows at once.
-    score: the metrics of the task by id, from the predictions for all texts, the labels of the
-    texts, and the names of the head's outputs.   Raises DataInvalid if they do not fit.
+    score: the metrics of the task by id (`METRICS`), from the predictions for all texts, the
+    labels of the texts, and the names of the head's outputs.   Raises DataInvalid if they do not
+    fit.
     """
 
     form: Form

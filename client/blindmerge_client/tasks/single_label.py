@@ -34,7 +34,7 @@ def _fits(text: Text, label: Label, labels: int) -> bool:
 
 
 def _target(_words: Sequence[int] | None, label: Label) -> Target:
-    return label if isinstance(label, int) else list(label)
+    return list(label) if isinstance(label, tuple) else label
 
 
 def each_text(outputs: Outputs) -> Iterator[Array]:

@@ -31,7 +31,11 @@ __all__ = [
 ]
 
 
-_PROBLEMS: Mapping[object, Task] = {"single_label_classification": "single-label"}
+_PROBLEMS: Mapping[object, Task] = {
+    "single_label_classification": "single-label",
+    "multi_label_classification": "multi-label",
+    "regression": "regression",
+}
 """Tasks by `problem_type`, which transformers writes into the config of a classifier of texts."""
 
 
@@ -41,7 +45,9 @@ def task_of(architecture: str, config: Mapping[str, Any]) -> Task:
     Raises CheckpointInvalid if there are no rules for it.
     """
     tasks = _rules(architecture).tasks
-    task = _PROBLEMS.get(config.get("problem_type"), tasks[0])
+    # As transformers does, a head with one output is one for numbers, unless the config says else.
+    otherwise: Task = "regression" if len(config.get("id2label") or ()) == 1 else tasks[0]
+    task = _PROBLEMS.get(config.get("problem_type"), otherwise)
     return task if task in tasks else tasks[0]
 
 

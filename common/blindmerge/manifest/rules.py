@@ -15,6 +15,7 @@ from blindmerge.manifest.blocks import Block, Group, Layout, Linear, Manifest, M
 from blindmerge.tasks import Task
 
 __all__ = [
+    "TEXTS",
     "Architecture",
     "GroupRule",
     "Part",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+TEXTS: tuple[Task, ...] = ("single-label", "multi-label", "regression")
+"""What a classifier of texts can do; its config says which."""
 
 
 @dataclass(frozen=True, slots=True)

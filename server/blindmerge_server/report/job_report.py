@@ -11,6 +11,7 @@ from blindmerge.files import replacing
 from blindmerge.identity import Roster
 from blindmerge.plan import Masks as PlanMasks
 from blindmerge.signed_plan import SignedPlan
+from blindmerge.tasks import Task
 from blindmerge_server.report.schema import MASKS_ON, Layer, Masks, Sum, Versions
 from blindmerge_server.strategy import JobRecord
 
@@ -42,6 +43,7 @@ class JobReport(BaseModel):
     job: str = Field(description="id of the job")
     plan_sha256: str = Field(description="SHA-256 of the plan's canonical bytes")
     base_sha256: str = Field(description="content hash of the base checkpoint")
+    task: Task = Field(description="what the models do")
     method: dict[str, object] = Field(description="the method's name with all its options")
     masks: Masks = Field(description="how sums were hidden from the server")
     owners: tuple[OwnerReport, ...] = Field(description="everybody in the roster")
@@ -72,6 +74,7 @@ def job_report(
         job=plan.job,
         plan_sha256=plan.sha256,
         base_sha256=plan.base,
+        task=plan.task,
         method=plan.method.model_dump(mode="json"),
         masks=Masks(
             owners=thresholds.owners,

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from blindmerge.tasks import METRICS
 from blindmerge_server.report.job_report import JobReport
 from blindmerge_server.report.wording import duration, size
 
@@ -19,14 +20,14 @@ def render_job(report: JobReport, folder: Path, console: Console) -> None:
     console.print(f"\n[bold]{report.job}[/]: {report.method['name']}")
     console.print(f"[bold green]{report.protection}[/]\n", width=width)
     table = Table(box=None, pad_edge=False)
-    for column in ("owner", "sent", "accuracy", "F1", ""):
-        table.add_column(
-            column, justify="right" if column in ("sent", "accuracy", "F1") else "left"
-        )
+    metrics = METRICS[report.task][:2]
+    numbers = ["sent", *(f"{metric.name}{', %' if metric.percent else ''}" for metric in metrics)]
+    for column in ("owner", *numbers, ""):
+        table.add_column(column, justify="right" if column in numbers else "left")
     for owner in report.owners:
         scores = [
-            f"{100 * owner.published[name]:.1f} %" if name in owner.published else "-"
-            for name in ("accuracy", "f1")
+            metric.shown(owner.published[metric.id]) if metric.id in owner.published else "-"
+            for metric in metrics
         ]
         table.add_row(owner.name, size(owner.bytes_sent), *scores, owner.missing or "in every sum")
     console.print(table, width=width)

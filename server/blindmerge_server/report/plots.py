@@ -4,7 +4,7 @@ Colours are those of Okabe and Ito and the map cividis, which stay apart for col
 readers. Nothing here touches matplotlib's global state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from blindmerge.files import replacing
+from blindmerge.tasks import Metric
 from blindmerge_server.report.schema import Kind, Report, SystemScores
-from blindmerge_server.report.wording import KINDS, accuracy_of, best_merged, fold, percent
+from blindmerge_server.report.wording import KINDS, axis_of, best_merged, fold, metrics_of
 
 __all__ = ["draw_matrix", "draw_scores", "ink_on", "plot_matrix", "plot_scores"]
 
@@ -42,29 +43,26 @@ def plot_matrix(report: Report, path: Path) -> None:
 
 
 def draw_scores(report: Report) -> Figure:
-    """Every system from the best mean accuracy to the worst, with one dot per test set.
+    """Every system from the best mean to the worst, with one dot per test set.
 
-    Left accuracy, right F1, both in percent; the number is the mean.
+    Left the first metric of the task, right the second; the number is the mean.
     """
-    systems = sorted(report.scores, key=lambda system: system.mean.accuracy)
+    metrics = metrics_of(report)
+    first = metrics[0]
+    systems = sorted(report.scores, key=lambda system: first.goodness(system.mean[first.id]))
     figure = Figure(figsize=(11, 2.0 + _ROW_INCHES * len(systems)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    means = [(100 * system.mean.accuracy, 100 * system.mean.f1) for system in systems]
-    dots = [
-        [(100 * score.accuracy, 100 * score.f1) for score in system.scores] for system in systems
-    ]
-    for measure, axes in enumerate((left, right)):
+    same = metrics[0].percent == metrics[1].percent
+    left, right = figure.subplots(1, 2, sharex=same, sharey=True)
+    for metric, axes in zip(metrics, (left, right), strict=True):
         for row, system in enumerate(systems):
-            values = [dot[measure] for dot in dots[row]]
-            _row(axes, row, system.kind, means[row][measure], values)
+            _row(axes, row, system, metric)
         axes.grid(axis="x", color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
         axes.spines[["left", "right", "top"]].set_visible(False)
         axes.set_ylim(-0.6, len(systems) - 0.2)
         _beside(axes, len(systems) - 0.45, "mean", "black")
-    left.set_xlabel(accuracy_of(report))
-    right.set_xlabel(f"{report.job.f1}, %")
+        axes.set_xlabel(axis_of(metric))
     left.set_yticks(range(len(systems)), [fold(system.name, _NAME) for system in systems])
     _mark_best(left, report, systems)
     figure.suptitle(
@@ -76,20 +74,21 @@ def draw_scores(report: Report) -> Figure:
 
 
 def draw_matrix(report: Report) -> Figure:
-    """Rows are models, columns the owners' test data; colour and upper number are accuracy.
+    """Rows are models, columns the owners' test data; colour and upper number are the first metric.
 
     An owner's model on the owner's own data has a frame.
     """
     systems = [system for system in report.scores if system.system != "own"]
     systems.sort(key=lambda system: list(KINDS).index(system.kind))
-    colours = _colours(systems)
+    metrics = metrics_of(report)
+    colours = _colours(systems, metrics[0])
     columns = len(report.scored)
     # 0.8 inches and 13 characters of 8 points: a name never runs into the next.
     figure = Figure(figsize=(4.4 + 1.05 * columns, 2.2 + 0.5 * len(systems)), layout="constrained")
     axes = figure.subplots()
     rows = _rows(systems)
     for row, system in zip(rows, systems, strict=True):
-        _cells(axes, row, system, colours)
+        _cells(axes, row, system, metrics, colours)
     for title, row in _titles(systems, rows):
         axes.text(-0.5, row - 0.58, title, fontsize=9, style="italic", va="bottom")
     names = [fold(owner, _COLUMN) for owner in report.scored]
@@ -103,23 +102,25 @@ def draw_matrix(report: Report) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.55, columns - 0.45)
     axes.set_ylim(rows[-1] + 0.55, -1.0)
-    figure.colorbar(colours, ax=axes, label=accuracy_of(report), shrink=0.8)
+    figure.colorbar(colours, ax=axes, label=axis_of(metrics[0]), shrink=0.8)
     figure.suptitle(f"{report.job.name}: who does well on whose data")
     figure.supxlabel(
-        f"upper number: accuracy in %; lower: {report.job.f1} in %\n"
+        f"upper number: {axis_of(metrics[0])}; lower: {axis_of(metrics[1])}\n"
         "frame: a model on its owner's own data; bold: best merged model",
         fontsize=9,
     )
     return figure
 
 
-def _row(axes: Axes, row: int, kind: Kind, mean: float, values: Sequence[float]) -> None:
-    colour = _COLOURS[kind]
+def _row(axes: Axes, row: int, system: SystemScores, metric: Metric) -> None:
+    kind, colour = system.kind, _COLOURS[system.kind]
+    mean = _scaled(metric, system.mean)
+    values = [_scaled(metric, score.metrics) for score in system.scores]
     axes.plot([min(values), max(values)], [row, row], color=colour, alpha=0.35, linewidth=1.5)
     axes.plot([mean], [row], _MARKERS[kind], color=colour, markersize=11)
     # Hollow and on top, so that no test set hides behind the mean.
     axes.plot(values, [row] * len(values), "o", mfc="white", mec=colour, markersize=5, zorder=3)
-    _beside(axes, row, f"{mean:.1f}", colour)
+    _beside(axes, row, metric.shown(system.mean[metric.id]), colour)
 
 
 def _beside(axes: Axes, row: float, text: str, colour: str) -> None:
@@ -179,10 +180,17 @@ def _titles(systems: Sequence[SystemScores], rows: Sequence[float]) -> list[tupl
     return found
 
 
-def _colours(systems: Sequence[SystemScores]) -> ScalarMappable:
-    """The map from accuracy in percent to a colour; at least one point wide."""
-    values = [100 * score.accuracy for system in systems for score in system.scores]
-    return ScalarMappable(Normalize(min(values), max(*values, min(values) + 1)), cmap="cividis")
+def _scaled(metric: Metric, scores: Mapping[str, float]) -> float:
+    """A score as it is drawn."""
+    return (100 if metric.percent else 1) * scores[metric.id]
+
+
+def _colours(systems: Sequence[SystemScores], metric: Metric) -> ScalarMappable:
+    """The map from scores to colours, brighter for better; at least one point of percent wide."""
+    values = [_scaled(metric, score.metrics) for system in systems for score in system.scores]
+    least = min(values) + (1 if metric.percent else 1e-9)
+    colours = "cividis" if metric.higher_is_better else "cividis_r"
+    return ScalarMappable(Normalize(min(values), max(*values, least)), cmap=colours)
 
 
 def ink_on(background: Sequence[float]) -> str:
@@ -197,17 +205,24 @@ def ink_on(background: Sequence[float]) -> str:
     return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"
 
 
-def _cells(axes: Axes, row: float, system: SystemScores, colours: ScalarMappable) -> None:
-    accuracies = np.array([100 * score.accuracy for score in system.scores])
-    backgrounds = colours.to_rgba(accuracies)[:, :3].tolist()
+def _cells(
+    axes: Axes,
+    row: float,
+    system: SystemScores,
+    metrics: tuple[Metric, Metric],
+    colours: ScalarMappable,
+) -> None:
+    first, second = metrics
+    values = np.array([_scaled(first, score.metrics) for score in system.scores])
+    backgrounds = colours.to_rgba(values)[:, :3].tolist()
     for column, (score, background) in enumerate(zip(system.scores, backgrounds, strict=True)):
         ink = ink_on(background)
         axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=background))
         if system.system == f"own:{score.data}":
             corner = (column - 0.455, row - 0.42)
             axes.add_patch(Rectangle(corner, 0.91, 0.84, fill=False, edgecolor=ink, linewidth=1.5))
-        axes.text(column, row - 0.13, percent(score.accuracy), color=ink, ha="center", va="center")
-        small = percent(score.f1)
+        large, small = (metric.shown(score.metrics[metric.id]) for metric in (first, second))
+        axes.text(column, row - 0.13, large, color=ink, ha="center", va="center")
         axes.text(column, row + 0.24, small, color=ink, ha="center", va="center", fontsize=7)
 
 

@@ -25,7 +25,6 @@ __all__ = [
     "Kind",
     "Layer",
     "Masks",
-    "Mean",
     "Method",
     "Missing",
     "Owner",
@@ -44,7 +43,7 @@ MASKS_ON = "masks on: the server saw only sums of statistics, over {least} owner
 Kind: TypeAlias = Literal["own", "merged", "simulation-only"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Duration: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Part: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Score: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -91,7 +90,10 @@ class Job(BaseModel):
     name: str = Field(description="id of the job")
     base_sha256: Sha256 = Field(description="content hash of the base checkpoint")
     task: Task = Field(description="what the models do")
-    f1: str = Field(description="which F1 score the scores show")
+    metrics: dict[str, str] = Field(
+        description="the scores of the task: what `scores` calls each, and what people call it; "
+        "the first one says which merged model is best"
+    )
     labels: tuple[str, ...] = Field(description="label names, in the order of the head's outputs")
     examples: Count = Field(
         description="at most so many training examples entered an owner's statistics"
@@ -201,17 +203,8 @@ class DataScore(BaseModel):
 
     model_config = _STRICT
     data: str = Field(description="name of the owner whose test data it is")
-    accuracy: Part = Field(description="part of the texts, or words, with the right label")
-    f1: Part = Field(description="the F1 score that `job.f1` names, 0 to 1")
+    metrics: dict[str, Score] = Field(description="the scores that `job.metrics` names")
     examples: Count = Field(description="texts that were scored")
-
-
-class Mean(BaseModel):
-    """Scores averaged over the owners' test data, each set counting the same."""
-
-    model_config = _STRICT
-    accuracy: Part = Field(description="mean accuracy, 0 to 1")
-    f1: Part = Field(description="mean F1 score, 0 to 1")
 
 
 class SystemScores(BaseModel):
@@ -230,15 +223,17 @@ class SystemScores(BaseModel):
     scores: tuple[DataScore, ...] = Field(
         description="one per owner that has a model, in the order of `owners`"
     )
-    mean: Mean = Field(description="the mean of `scores`")
+    mean: dict[str, Score] = Field(
+        description="the mean of each metric over `scores`, each set counting the same"
+    )
 
     @classmethod
     def of(cls, system: str, kind: Kind, name: str, scores: Sequence[DataScore]) -> "SystemScores":
         """The system with its mean.   scores: at least one."""
-        mean = Mean(
-            accuracy=sum(score.accuracy for score in scores) / len(scores),
-            f1=sum(score.f1 for score in scores) / len(scores),
-        )
+        mean = {
+            metric: sum(score.metrics[metric] for score in scores) / len(scores)
+            for metric in scores[0].metrics
+        }
         return cls(system=system, kind=kind, name=name, scores=tuple(scores), mean=mean)
 
 
@@ -248,7 +243,7 @@ class Report(BaseModel):
     model_config = _STRICT
     masks: bool = Field(description="whether contributions were masked, so that only sums showed")
     protection: str = Field(description="what the server could see, in one sentence")
-    schema_version: Literal[2] = Field(
+    schema_version: Literal[3] = Field(
         description="rises when a field changes its meaning or goes away"
     )
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")] = Field(
@@ -283,6 +278,8 @@ class Report(BaseModel):
         for system in self.scores:
             if tuple(score.data for score in system.scores) != self.scored:
                 raise ValueError(f"the scores of '{system.system}' are on other data")
+            if any(score.metrics.keys() != self.job.metrics.keys() for score in system.scores):
+                raise ValueError(f"the scores of '{system.system}' are not those of the task")
         named = {*self.sums, *self.layers, *self.seconds.methods, *self.seconds.exchanges}
         named = named.union(*(owner.bytes_sent for owner in self.owners))
         if unknown := sorted(named - methods):

@@ -9,15 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from blindmerge.tasks import Metric
 from blindmerge_server.report.schema import Layer, Masks, Report, SystemScores
 from blindmerge_server.report.wording import (
     KINDS,
+    axis_of,
     best_merged,
     duration,
     fold,
     listed,
+    metrics_of,
     name_of,
-    percent,
     size,
 )
 
@@ -43,14 +45,13 @@ def render(report: Report, console: Console, *, folder: Path | None = None) -> N
     style = "bold green" if report.masks else "bold yellow"
     _line(console, report.protection, width, style)
     console.print()
-    for columns in _chunks(len(report.scored), width):
+    for columns in _chunks(len(report.scored), width, _cell_width(report)):
         console.print(_scores(report, columns, width))
         console.print()
-    _line(
-        console, f"accuracy/{report.job.f1} in % of each owner's test data; higher is better", width
-    )
+    metrics = metrics_of(report)
+    _line(console, f"{_legend(metrics)}, on each owner's test data", width)
     if best := best_merged(report):
-        _line(console, f"{_MARK}best merged model by mean accuracy: {best.name}", width)
+        _line(console, f"{_MARK}best merged model by mean {metrics[0].name}: {best.name}", width)
     console.print()
     notes = Table.grid(padding=(0, 2, 0, 0))
     notes.add_column(no_wrap=True)
@@ -68,9 +69,26 @@ def _line(console: Console, text: str, width: int, style: str = "") -> None:
     console.print(Text(text, style), width=width)
 
 
-def _chunks(owners: int, width: int) -> Iterator[Sequence[int]]:
+def _legend(metrics: tuple[Metric, Metric]) -> str:
+    """`accuracy/macro-F1 in %, higher is better`."""
+    if all(metric.percent and metric.higher_is_better for metric in metrics):
+        return f"{metrics[0].name}/{metrics[1].name} in %, higher is better"
+    return " / ".join(axis_of(metric) for metric in metrics)
+
+
+def _cell_width(report: Report) -> int:
+    systems = [(system, column) for system in report.scores for column in _columns(report)]
+    return max([_CELL, *(len(_cell(report, system, column)) for system, column in systems)])
+
+
+def _columns(report: Report) -> Sequence[int]:
+    """-1 stands for the mean, the others are the owners."""
+    return range(-1, len(report.scored))
+
+
+def _chunks(owners: int, width: int, cell: int) -> Iterator[Sequence[int]]:
     """Indices of the owners in each table; the first table also holds the mean."""
-    fitting = max(2, (width - _LABEL) // (_CELL + _GAP))
+    fitting = max(2, (width - _LABEL) // (cell + _GAP))
     tables = -(-(owners + 1) // fitting)
     even = -(-(owners + 1) // tables)
     slots = list(range(-1, owners))
@@ -79,14 +97,15 @@ def _chunks(owners: int, width: int) -> Iterator[Sequence[int]]:
 
 
 def _scores(report: Report, columns: Sequence[int], width: int) -> Table:
-    """columns: indices of owners; -1 stands for the mean."""
+    """columns: some of `_columns`."""
+    cell = _cell_width(report)
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("model", overflow="fold")
     names = ["mean" if column < 0 else report.scored[column] for column in columns]
     for name in names:
-        table.add_column(Text(fold(name, _CELL)), justify="right", no_wrap=True, min_width=_CELL)
+        table.add_column(Text(fold(name, cell)), justify="right", no_wrap=True, min_width=cell)
     best = best_merged(report)
-    room = width - len(names) * (_CELL + _GAP)
+    room = width - len(names) * (cell + _GAP)
     for kind, title in KINDS.items():
         systems = [system for system in report.scores if system.kind == kind]
         if systems:
@@ -94,15 +113,15 @@ def _scores(report: Report, columns: Sequence[int], width: int) -> Table:
         for system in systems:
             mark, style = (_MARK, "bold") if system is best else ("  ", "")
             name = fold(system.name, room - len(_MARK)).replace("\n", "\n  ")
-            cells = [Text(_cell(system, column)) for column in columns]
+            cells = [Text(_cell(report, system, column)) for column in columns]
             table.add_row(Text(mark + name), *cells, style=style)
         table.add_section()
     return table
 
 
-def _cell(system: SystemScores, column: int) -> str:
-    score = system.mean if column < 0 else system.scores[column]
-    return f"{percent(score.accuracy)}/{percent(score.f1)}"
+def _cell(report: Report, system: SystemScores, column: int) -> str:
+    scores = system.mean if column < 0 else system.scores[column].metrics
+    return "/".join(metric.shown(scores[metric.id]) for metric in metrics_of(report))
 
 
 def _notes(report: Report) -> Iterator[tuple[str, str]]:

@@ -3,17 +3,18 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from blindmerge.tasks import METRICS, Metric
 from blindmerge_server.report.schema import Kind, Report, SystemScores
 
 __all__ = [
     "KINDS",
-    "accuracy_of",
+    "axis_of",
     "best_merged",
     "duration",
     "fold",
     "listed",
+    "metrics_of",
     "name_of",
-    "percent",
     "size",
 ]
 
@@ -45,23 +46,25 @@ def name_of(system: str) -> str:
     return _NAMES.get(system, system)
 
 
-def accuracy_of(report: Report) -> str:
-    """What accuracy is a part of."""
-    what = {"single-label": "texts", "token-classification": "words"}[report.job.task]
-    return f"accuracy, % of the test {what}"
+def metrics_of(report: Report) -> tuple[Metric, Metric]:
+    """The two scores that are shown."""
+    first, second, *_ = METRICS[report.job.task]
+    return first, second
+
+
+def axis_of(metric: Metric) -> str:
+    """What stands beside its numbers."""
+    better = "" if metric.higher_is_better else " (lower is better)"
+    return f"{metric.name}{', %' if metric.percent else ''}{better}"
 
 
 def best_merged(report: Report) -> SystemScores | None:
-    """The merged model with the best mean accuracy (then F1), the first of equals."""
+    """The merged model with the best mean of the first metric, then of the second."""
     merged = [system for system in report.scores if system.kind == "merged"]
     if not merged:
         return None
-    return max(merged, key=lambda system: (system.mean.accuracy, system.mean.f1))
-
-
-def percent(part: float) -> str:
-    """`81.3` for 0.8125."""
-    return f"{100 * part:.1f}"
+    metrics = metrics_of(report)
+    return max(merged, key=lambda system: [m.goodness(system.mean[m.id]) for m in metrics])
 
 
 def size(size_bytes: int) -> str:

@@ -136,5 +136,5 @@ def _texts(plan: Plan, base: Path, rng: np.random.Generator) -> Sequence[Text]:
     ids = np.array([token for token in range(len(tokenizer)) if token not in special])
     drawn = rng.choice(ids, (_TEXTS, min(plan.max_length, _MOST_TOKENS)))
     words = [tokenizer.decode(row.tolist()).split() for row in drawn]
-    whole = plan.task == "single-label"
-    return [" ".join(row) if whole else tuple(row) for row in words]
+    split = plan.task == "token-classification"
+    return [tuple(row) if split else " ".join(row) for row in words]

@@ -122,7 +122,7 @@ def _scored(
 
 def _score(job: Job, owner: str, predictions: Array, test: Examples) -> DataScore:
     found = score(job.task, predictions, test, job.labels)
-    return DataScore(data=owner, **found.metrics, examples=found.examples)
+    return DataScore(data=owner, metrics=dict(found.metrics), examples=found.examples)
 
 
 def _merged(
@@ -144,8 +144,7 @@ def _merged(
             scores.append(
                 DataScore(
                     data=owner,
-                    accuracy=sent["accuracy"],
-                    f1=sent["f1"],
+                    metrics={name: value for name, value in sent.items() if name != "examples"},
                     examples=round(sent["examples"]),
                 )
             )

@@ -127,7 +127,8 @@ class Job(BaseModel):
     )
     task: Task = Field(
         default="single-label",
-        description='what has a label: a text, or with "token-classification" each of its words',
+        description='"single-label", "multi-label", "regression" (a number for every text) or '
+        '"token-classification"',
     )
     labels: Annotated[
         tuple[str, ...],

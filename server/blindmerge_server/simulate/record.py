@@ -56,7 +56,7 @@ def make_report(
     return Report(
         masks=masks is not None,
         protection=MASKS_ON.format(least=masks.least_owners) if masks else MASKS_OFF,
-        schema_version=2,
+        schema_version=3,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions=Versions(
             **{name: version(name) for name in ("blindmerge", "flwr", "torch", "transformers")}
@@ -113,7 +113,7 @@ def _job(setting: Setting) -> Job:
         name=federation.job.name,
         base_sha256=setting.base.sha256,
         task=federation.job.task,
-        f1=METRICS[federation.job.task][1].name,
+        metrics={metric.id: metric.name for metric in METRICS[federation.job.task]},
         masks=_masks(setting.plans[chosen]),
         labels=federation.job.labels,
         examples=federation.job.examples,

@@ -2,9 +2,10 @@
 
 import copy
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
+from blindmerge.tasks import Task
 from blindmerge_client.batches import batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.models import load_model, load_tokenizer
@@ -35,9 +37,20 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 TEXTS = pico_examples(7, seed=5).texts
 
 
+Outcome: TypeAlias = Callable[[Any], tuple[float, Any]]
+"""What y may be: its probability and log p(y|x), from the logits of x."""
+
+
 class Case:
-    def __init__(self, folder: Path, architecture: Architecture, labels: Sequence[str]) -> None:
-        base = pico_encoder(folder / "base", architecture, labels=labels)
+    def __init__(
+        self,
+        folder: Path,
+        architecture: Architecture,
+        labels: Sequence[str],
+        task: Task = "single-label",
+    ) -> None:
+        base = pico_encoder(folder / "base", architecture, labels=labels, task=task)
+        self.task = task
         own = noisy(base, folder / "own", seed=1)
 
         def sharpen(tensors: dict[str, Any]) -> None:
@@ -54,7 +67,7 @@ class Case:
     def collect(self, size: int = 3, folder: Path | None = None) -> dict[str, Array]:
         folder = folder or self.folder
         batched = batches(self.tokenizer, TEXTS, 32, size)
-        collect_fisher(self.model, self.manifest, batched, folder)
+        collect_fisher(self.model, self.task, self.manifest, batched, folder)
         return read_fisher(folder, list(self.manifest.shapes))
 
     def direct(self) -> dict[str, Array]:
@@ -64,15 +77,55 @@ class Case:
         totals = {name: np.zeros(shape) for name, shape in self.manifest.shapes.items()}
         for text in TEXTS:
             inputs = self.tokenizer(text, return_tensors="pt")
-            for label in range(model.config.num_labels):
+            for outcome in OUTCOMES[self.task](model.config.num_labels):
                 model.zero_grad()
-                log_p: Any = torch.log_softmax(model(**inputs).logits[0], dim=0)[label]
+                p, log_p = outcome(model(**inputs).logits[0])
                 log_p.backward()
                 for name, parameter in model.named_parameters():
                     if parameter.grad is not None:
-                        p = float(log_p.detach().exp())
                         totals[name] += p * parameter.grad.numpy() ** 2 / len(TEXTS)
         return totals
+
+
+def one_label(labels: int) -> Iterator[Outcome]:
+    """Every label, with its probability."""
+    for label in range(labels):
+
+        def outcome(logits: Any, label: int = label) -> tuple[float, Any]:
+            log_p = torch.log_softmax(logits, dim=0)[label]
+            return float(log_p.detach().exp()), log_p
+
+        yield outcome
+
+
+def each_label(labels: int) -> Iterator[Outcome]:
+    """Every set of labels, with its probability."""
+    for holds in product((0.0, 1.0), repeat=labels):
+
+        def outcome(logits: Any, holds: tuple[float, ...] = holds) -> tuple[float, Any]:
+            y = torch.tensor(holds, dtype=torch.float64)
+            log_p = -nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+            return float(log_p.detach().exp()), log_p
+
+        yield outcome
+
+
+def a_number(_labels: int) -> Iterator[Outcome]:
+    """Two numbers, one standard deviation off: their mean of any square is that of N(f, 1)."""
+    for off in (-1.0, 1.0):
+
+        def outcome(logits: Any, off: float = off) -> tuple[float, Any]:
+            y = float(logits.detach()[0]) + off
+            return 0.5, -0.5 * (y - logits[0]) ** 2
+
+        yield outcome
+
+
+OUTCOMES: dict[Task, Callable[[int], Iterator[Outcome]]] = {
+    "single-label": one_label,
+    "multi-label": each_label,
+    "regression": a_number,
+}
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -93,6 +146,12 @@ def test_equals_squared_gradients_of_one_example_at_a_time(
         assert fisher.dtype == np.float64
         assert (fisher >= 0).all()
         assert fisher.any() or name.endswith(("key.bias", "k_lin.bias")), name
+
+
+@pytest.mark.parametrize(("task", "labels"), [("multi-label", LABELS), ("regression", ("mood",))])
+def test_the_likelihood_is_the_tasks(task: Task, labels: Sequence[str], tmp_path: Path) -> None:
+    case = Case(tmp_path, "bert", labels, task)
+    assert_close(case.collect(), case.direct())
 
 
 def test_squares_of_batch_gradients_would_fail(case: Case) -> None:

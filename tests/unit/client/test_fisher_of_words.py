@@ -42,7 +42,9 @@ class Case:
         self, texts: Sequence[Text], name: str = "fisher", size: int = 3
     ) -> dict[str, Array]:
         batched = batches(self.tokenizer, texts, 32, size)
-        collect_fisher(self.model, self.manifest, batched, self.folder / name)
+        collect_fisher(
+            self.model, "token-classification", self.manifest, batched, self.folder / name
+        )
         return read_fisher(self.folder / name, list(self.manifest.shapes))
 
     def by_word(self, text: Text) -> Iterator[dict[str, Array]]:
@@ -132,7 +134,7 @@ def test_only_first_tokens_of_words_count(tmp_path: Path) -> None:
     (batch,) = batched
     assert batch.words is not None
     logits = case.model(**batch.inputs).logits.detach()
-    for direction in module._directions(batch, logits):
+    for direction in module._directions(batch, logits, module._of_one_label(logits.double())):
         touched = direction.abs().sum(dim=-1) > 0
         assert torch.equal(touched, batch.words >= 0)
     assert int((batch.words >= 0).sum()) == 3 < int(batch.inputs["attention_mask"].sum()) - 2

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +16,9 @@ from blindmerge.manifest import ARCHITECTURES as TABLE
 from blindmerge.manifest import Group, Linear, Manifest, Mean, describe, task_of
 from blindmerge.tasks import Task
 from blindmerge_client.models import auto_class
+from blindmerge_client.tasks import TASKS
 from support.evidence import bert_shapes
-from support.pico import ARCHITECTURES, has_head
+from support.pico import ARCHITECTURES, ENCODER_TASKS, has_head, labels_for
 from support.pico_configs import Architecture, config_of
 
 
@@ -30,14 +31,16 @@ def _minilm() -> Any:
 
 def _build(architecture: Architecture, task: Task) -> Any:
     config = config_of(architecture, 30)
-    config.num_labels = 3
+    config.num_labels = len(labels_for(task))
+    for key, value in TASKS[task].head.config.items():
+        setattr(config, key, value)
     return auto_class(task).from_config(config)
 
 
 MODELS: Mapping[str, Callable[[], Any]] = {"minilm": _minilm} | {
     f"{architecture}, {task}": partial(_build, architecture, task)
     for architecture in ARCHITECTURES
-    for task in get_args(Task)
+    for task in ENCODER_TASKS
     if has_head(architecture, task)
 }
 LINEAR = (torch.nn.Linear, Conv1D)
@@ -69,10 +72,11 @@ def test_table_is_tested_whole() -> None:
 
 def test_the_task_says_what_has_a_label(model: Any) -> None:
     # One row of logits per text, or one per token.
-    dimensions = {"single-label": 2, "token-classification": 3}
     with torch.inference_mode():
         logits = model(input_ids=torch.full((2, 5), 7)).logits
-    assert logits.dim() == dimensions[task_of(type(model).__name__, model.config.to_dict())]
+    task = task_of(type(model).__name__, model.config.to_dict())
+    assert logits.dim() == (3 if task == "token-classification" else 2)
+    assert (logits.shape[-1] == 1) == (task == "regression")
 
 
 def test_every_tensor_has_exactly_one_rule(model: Any) -> None:

@@ -168,7 +168,7 @@ def test_missing_field_is_refused_even_if_it_has_a_default(place: tuple[Any, ...
         ("base", "F" * 64),
         ("base", "f" * 64 + "\n"),
         ("base", b"f" * 64),
-        ("task", "multi-label"),
+        ("task", "translation"),
         ("labels", ["only"]),
         ("labels", ["a", "b", "a"]),
         ("labels", ["a", 1]),

@@ -135,8 +135,9 @@ MISTAKES = [
     ),
     (
         'base = "model"',
-        'base = "model"\ntask = "regression"',
-        'job.task: "regression" is not allowed; choose "single-label" or "token-classification"',
+        'base = "model"\ntask = "translation"',
+        'job.task: "translation" is not allowed; choose "single-label", "multi-label", '
+        '"regression" or "token-classification"',
     ),
     (
         'base = "model"',

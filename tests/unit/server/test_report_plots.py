@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from blindmerge.errors import ResourceMissing
+from blindmerge.tasks import Task
 from blindmerge_server.report.plots import (
     draw_matrix,
     draw_scores,
@@ -22,7 +23,7 @@ from blindmerge_server.report.plots import (
     plot_scores,
 )
 from blindmerge_server.report.schema import Report
-from blindmerge_server.report.wording import accuracy_of, percent
+from blindmerge_server.report.wording import metrics_of
 from support.reports import LONG_NAMES, make_report
 
 FOUR = ("tweets", "products", "films", "editorials")
@@ -57,9 +58,9 @@ def test_the_scores_name_every_system_with_its_means(owners: Sequence[str]) -> N
     written = texts(draw_scores(report))
     assert squeezed([system.name for system in report.scores]) <= set(written)
     for system in report.scores:
-        assert percent(system.mean.accuracy) in written
-        assert percent(system.mean.f1) in written
-    assert {"accuracy,%ofthetesttexts", "macro-F1,%"} <= set(written)
+        for metric in metrics_of(report):
+            assert metric.shown(system.mean[metric.id]) in written
+    assert {"accuracy,%", "macro-F1,%"} <= set(written)
 
 
 @pytest.mark.parametrize("owners", [FOUR[:2], FOUR, LONG_NAMES])
@@ -71,22 +72,23 @@ def test_the_matrix_names_every_model_and_owner_with_every_score(owners: Sequenc
     assert squeezed(owners) <= set(written)
     for system in models:
         for score in system.scores:
-            assert percent(score.accuracy) in written
-            assert percent(score.f1) in written
+            for metric in metrics_of(report):
+                assert metric.shown(score.metrics[metric.id]) in written
 
 
-def test_accuracy_is_of_texts_or_of_words() -> None:
-    report = make_report(["anna", "bert", "cleo"])
-    assert accuracy_of(report) == "accuracy, % of the test texts"
-    job = report.job.model_copy(update={"task": "token-classification"})
-    words = report.model_copy(update={"job": job})
-    assert accuracy_of(words) == "accuracy, % of the test words"
+def test_of_errors_the_lowest_is_on_top_and_brightest() -> None:
+    report = make_report(FOUR, task="regression")
+    (left, _) = draw_scores(report).axes
+    assert left.get_xlabel() == "mean squared error (lower is better)"
+    means = [line.get_xdata() for line in left.get_lines() if line.get_marker() in ("s", "D", "o")]
+    rows = [float(np.asarray(each)[0]) for each in means if len(np.asarray(each)) == 1]
+    assert rows == sorted(rows, reverse=True)
 
 
 def test_the_scores_have_one_dot_per_test_set_at_its_place() -> None:
     report = make_report(FOUR)
     left, right = draw_scores(report).axes
-    ordered = sorted(report.scores, key=lambda system: system.mean.accuracy)
+    ordered = sorted(report.scores, key=lambda system: system.mean["accuracy"])
     for axes, measure in ((left, "accuracy"), (right, "f1")):
         dots = [
             line
@@ -95,15 +97,18 @@ def test_the_scores_have_one_dot_per_test_set_at_its_place() -> None:
         ]
         assert len(dots) == len(ordered)
         for row, (line, system) in enumerate(zip(dots, ordered, strict=True)):
-            expected = [100 * getattr(score, measure) for score in system.scores]
+            expected = [100 * score.metrics[measure] for score in system.scores]
             np.testing.assert_array_equal(np.asarray(line.get_xdata()), expected)
             np.testing.assert_array_equal(np.asarray(line.get_ydata()), [row] * len(FOUR))
 
 
 @pytest.mark.parametrize("kind", sorted(DRAW))
+@pytest.mark.parametrize("task", ["single-label", "regression"])
 @pytest.mark.parametrize("owners", [FOUR[:2], FOUR, LONG_NAMES])
-def test_no_text_overlaps_another_or_leaves_the_picture(kind: str, owners: Sequence[str]) -> None:
-    figure = DRAW[kind](make_report(owners))
+def test_no_text_overlaps_another_or_leaves_the_picture(
+    kind: str, owners: Sequence[str], task: Task
+) -> None:
+    figure = DRAW[kind](make_report(owners, task=task))
     figure.draw_without_rendering()
     unseen = outside(figure)
     boxes = [
@@ -151,8 +156,8 @@ def test_the_picture_opens_and_is_the_same_every_time(plot: object, tmp_path: Pa
 def test_equal_scores_can_be_drawn(tmp_path: Path) -> None:
     dumped = make_report(FOUR).model_dump()
     for system in dumped["scores"]:
-        for score in (*system["scores"], system["mean"]):
-            score |= {"accuracy": 1.0, "f1": 1.0}
+        for metrics in (*(score["metrics"] for score in system["scores"]), system["mean"]):
+            metrics |= {"accuracy": 1.0, "f1": 1.0}
     report = Report.model_validate(dumped)
     plot_scores(report, tmp_path / "scores.png")
     plot_matrix(report, tmp_path / "matrix.png")

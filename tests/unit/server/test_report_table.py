@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from blindmerge.tasks import Task
 from blindmerge_server.report.schema import MASKS_OFF, Report
 from blindmerge_server.report.table import render
-from blindmerge_server.report.wording import best_merged, duration, fold, name_of, percent, size
+from blindmerge_server.report.wording import (
+    best_merged,
+    duration,
+    fold,
+    metrics_of,
+    name_of,
+    size,
+)
 from support.reports import LONG_NAMES, make_report
 
 FOUR = ("tweets", "products", "films", "editorials")
@@ -36,15 +44,15 @@ def test_no_line_is_wider_than_80_columns_or_the_terminal(owners: int, width: in
     assert longest <= min(width, 80)
 
 
+@pytest.mark.parametrize("task", ["single-label", "regression"])
 @pytest.mark.parametrize("owners", range(2, 9))
-def test_nothing_is_cut_off(owners: int) -> None:
-    report = make_report(LONG_NAMES[:owners])
+def test_nothing_is_cut_off(owners: int, task: Task) -> None:
+    report = make_report(LONG_NAMES[:owners], task=task)
     text = page(report)
     assert "…" not in text
     for system in report.scores:
-        pairs = [(score.accuracy, score.f1) for score in system.scores]
-        for accuracy, f1 in [*pairs, (system.mean.accuracy, system.mean.f1)]:
-            assert f"{percent(accuracy)}/{percent(f1)}" in text
+        for scores in [*(score.metrics for score in system.scores), system.mean]:
+            assert "/".join(m.shown(scores[m.id]) for m in metrics_of(report)) in text
     for owner in report.owners:
         for piece in fold(owner.name, 10).splitlines():
             assert piece in text
@@ -66,8 +74,8 @@ def test_perfect_scores_fit() -> None:
     report = make_report(FOUR)
     perfect = report.model_dump()
     for system in perfect["scores"]:
-        for score in (*system["scores"], system["mean"]):
-            score |= {"accuracy": 1.0, "f1": 1.0}
+        for metrics in (*(score["metrics"] for score in system["scores"]), system["mean"]):
+            metrics |= {"accuracy": 1.0, "f1": 1.0}
     text = page(Report.model_validate(perfect))
     assert text.count("100.0/100.0") == 5 * len(report.scores)
     assert max(map(len, text.splitlines())) <= 80
@@ -104,11 +112,22 @@ def test_the_best_merged_row_is_marked_and_no_other() -> None:
     best = best_merged(report)
     assert best is not None
     merged = [system for system in report.scores if system.kind == "merged"]
-    assert best.mean.accuracy == max(system.mean.accuracy for system in merged)
+    assert best.mean["accuracy"] == max(system.mean["accuracy"] for system in merged)
     marked = [line for line in page(report).splitlines() if line.startswith("* ")]
     assert len(marked) == 2
     assert marked[0].split()[1] == best.name
     assert marked[1].strip() == f"* best merged model by mean accuracy: {best.name}"
+
+
+def test_of_errors_the_lowest_is_best() -> None:
+    report = make_report(FOUR, task="regression")
+    best = best_merged(report)
+    assert best is not None
+    merged = [system for system in report.scores if system.kind == "merged"]
+    assert best.mean["mse"] == min(system.mean["mse"] for system in merged)
+    text = words(report)
+    assert f"best merged model by mean mean squared error: {best.name}" in text
+    assert "mean squared error (lower is better) / Pearson's r, %, on each owner's" in text
 
 
 def test_a_run_without_a_merged_model_has_no_best() -> None:

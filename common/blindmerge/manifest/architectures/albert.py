@@ -4,7 +4,7 @@ A published model has one group of layers with one layer in it. What its linear 
 of their runs makes one Gram matrix: the layer that is merged has to serve them all.
 """
 
-from blindmerge.manifest.rules import Architecture, Part, sequences, tokens
+from blindmerge.manifest.rules import TEXTS, Architecture, Part, sequences, tokens
 
 __all__ = ["ALBERT"]
 
@@ -12,7 +12,7 @@ _LAYER = "albert_layers.0"
 _ATTENTION = f"{_LAYER}.attention"
 
 ALBERT = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part(
         "albert",
         (tokens("encoder.embedding_hidden_mapping_in"),),

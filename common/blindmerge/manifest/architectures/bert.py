@@ -5,7 +5,7 @@ MiniLM checkpoints are BERT's.
 
 from dataclasses import replace
 
-from blindmerge.manifest.rules import Architecture, GroupRule, Part, sequences, tokens
+from blindmerge.manifest.rules import TEXTS, Architecture, GroupRule, Part, sequences, tokens
 
 __all__ = ["BERT", "ELECTRA", "ROBERTA"]
 
@@ -19,13 +19,13 @@ _EMBEDDINGS = r"\w+_embeddings\.weight|LayerNorm\.(weight|bias)"
 _NORMS = r"(attention\.)?output\.LayerNorm\.(weight|bias)"
 
 BERT = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part("bert.embeddings", mean=_EMBEDDINGS),
     layers=(Part("bert.encoder.layer", _LAYER, _NORMS),),
     head=Part("", sequences("bert.pooler.dense", "classifier")),
 )
 ROBERTA = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part("roberta.embeddings", mean=_EMBEDDINGS),
     layers=(Part("roberta.encoder.layer", _LAYER, _NORMS),),
     head=Part("", sequences("classifier.dense", "classifier.out_proj")),

@@ -6,14 +6,14 @@ values, which see tokens alone, is one of its own. Models in which positions hav
 their own, or pass through a convolution, have tensors that no rule names.
 """
 
-from blindmerge.manifest.rules import Architecture, GroupRule, Part, sequences, tokens
+from blindmerge.manifest.rules import TEXTS, Architecture, GroupRule, Part, sequences, tokens
 
 __all__ = ["DEBERTA_V2"]
 
 _ATTENTION = "attention.self"
 
 DEBERTA_V2 = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part(
         "deberta",
         # Only where embeddings are narrower than hidden states.

@@ -1,11 +1,11 @@
 """DistilBERT: BERT without a pooler, with names of its own."""
 
-from blindmerge.manifest.rules import Architecture, Part, sequences, tokens
+from blindmerge.manifest.rules import TEXTS, Architecture, Part, sequences, tokens
 
 __all__ = ["DISTILBERT"]
 
 DISTILBERT = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part("distilbert.embeddings", mean=r"\w+_embeddings\.weight|LayerNorm\.(weight|bias)"),
     layers=(
         Part(

@@ -2,14 +2,14 @@
 
 from functools import partial
 
-from blindmerge.manifest.rules import Architecture, Part, last_tokens, tokens
+from blindmerge.manifest.rules import TEXTS, Architecture, Part, last_tokens, tokens
 
 __all__ = ["GPT2"]
 
 _conv1d = partial(tokens, layout="inputs-first")
 
 GPT2 = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part("transformer", mean=r"w[tp]e\.weight|ln_f\.(weight|bias)"),
     layers=(
         Part(

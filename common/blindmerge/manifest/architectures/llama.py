@@ -1,11 +1,11 @@
 """Llama, and what has its layers: Mistral, Qwen 2 and 3, and Gemma, which has more norms."""
 
-from blindmerge.manifest.rules import Architecture, Part, last_tokens, tokens
+from blindmerge.manifest.rules import TEXTS, Architecture, Part, last_tokens, tokens
 
 __all__ = ["LLAMA"]
 
 LLAMA = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part("model", mean=r"(embed_tokens|norm)\.weight"),
     layers=(
         Part(

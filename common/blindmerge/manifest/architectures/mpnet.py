@@ -1,11 +1,11 @@
 """MPNet: BERT's layers, with a table of relative positions that all of them share."""
 
-from blindmerge.manifest.rules import Architecture, Part, sequences, tokens
+from blindmerge.manifest.rules import TEXTS, Architecture, Part, sequences, tokens
 
 __all__ = ["MPNET"]
 
 MPNET = Architecture(
-    tasks=("single-label",),
+    tasks=TEXTS,
     first=Part(
         "mpnet",
         mean=r"embeddings\.(\w+_embeddings\.weight|LayerNorm\.(weight|bias))"

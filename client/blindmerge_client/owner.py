@@ -11,6 +11,7 @@ from blindmerge.checkpoint import Tensors
 from blindmerge.errors import PeerInvalid, PolicyRefused
 from blindmerge.plan import Plan
 from blindmerge_client.data import Examples
+from blindmerge_client.noise import Account
 from blindmerge_client.predict import predict
 from blindmerge_client.scores import score
 from blindmerge_client.seat import Membership, Seat
@@ -28,6 +29,7 @@ class Owner:
     folder: private; each job gets a folder in it, named by the plan's hash.
     masks: its membership in a roster, without which it sends nothing; or "off" to let
     plans without masks show the server this owner's statistics.
+    account: where noise is charged, without which it takes part in no plan with noise.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Owner:
         folder: Path,
         masks: Membership | Literal["off"],
         test: Examples | None = None,
+        account: Account | None = None,
     ) -> None:
         self.name = name
         self._base = base
@@ -47,13 +50,16 @@ class Owner:
         self._test = test
         self._folder = folder
         self._masks = masks
+        self._account = account
         self._session: Session | None = None
 
     def session(self, plan: Plan) -> Session:
         """The session of this job; the last one stays open, with its model in memory."""
         if self._session is None or self._session.plan != plan:
             folder = self._folder / plan.sha256
-            self._session = Session(plan, self._base, self._own, self._train.texts, folder)
+            self._session = Session(
+                plan, self._base, self._own, self._train.texts, folder, self._account
+            )
         return self._session
 
     def answer(

@@ -21,6 +21,7 @@ from blindmerge.files import replacing
 from blindmerge.manifest import Block
 from blindmerge.merge import BlockEvidence, CrossGramEvidence, Evidence, Fisher, GramEvidence
 from blindmerge.plan import Plan
+from blindmerge.privacy.mechanism import PrivateGrams
 from blindmerge.statistic import Array, Statistic
 from blindmerge_client.adapters import full_weights
 from blindmerge_client.batches import Batch, batches
@@ -30,8 +31,11 @@ from blindmerge_client.collect.gram import (
     collect_grams,
     collect_merged_grams,
 )
+from blindmerge_client.collect.private import collect_private_grams
 from blindmerge_client.collect.runner import BlockRunner
+from blindmerge_client.collect.whitening import Whitening
 from blindmerge_client.models import check_max_length, load_model, load_tokenizer
+from blindmerge_client.noise import Account, NoisedGrams
 from blindmerge_client.tasks import Text
 
 __all__ = ["Session"]
@@ -46,6 +50,7 @@ class Session:
 
     base: the checkpoint that the plan names.   own: the owner's fine-tuned one, or a LoRA adapter.
     texts: the owner's examples; the plan's first `examples` of them are used.
+    account: where noise is charged; without one there is no plan with noise.
     folder: private to this job and owner; created if missing.
 
     Raises PeerInvalid if the plan does not fit the base, CheckpointInvalid if `own` does
@@ -54,7 +59,13 @@ class Session:
     """
 
     def __init__(
-        self, plan: Plan, base: Path, own: Path, texts: Sequence[Text], folder: Path
+        self,
+        plan: Plan,
+        base: Path,
+        own: Path,
+        texts: Sequence[Text],
+        folder: Path,
+        account: Account | None = None,
     ) -> None:
         self.plan = plan
         self._base = Checkpoint(base)
@@ -64,6 +75,11 @@ class Session:
         check_fine_tuned(self._own, self._base)
         if not texts:
             raise DataInvalid("there are no examples to collect statistics from")
+        self._noised = (
+            NoisedGrams(plan, plan.noise, account, self._own.sha256, len(texts))
+            if plan.noise != "off"
+            else None
+        )
         self._texts = tuple(texts[: plan.examples])
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._bind_folder()
@@ -180,9 +196,28 @@ class Session:
         return BlockRunner(model, manifest.modules, self._batches, folder, manifest.repeated)
 
     def _grams(self, block: Block) -> dict[str, GramEvidence]:
+        if self._noised is not None:
+            return self._noised.evidence(block, self._private_grams, self._whitening)
         if Evidence.GRAM not in self.plan.method.needs:
             return {}
         return collect_grams(self._model, self._runner, block)
+
+    def _private_grams(self) -> PrivateGrams:
+        """The clipped sums of all layers at once, which leave only with noise."""
+        if self._noised is None:
+            raise AssertionError("the plan has no noise")
+        groups, terms = self._noised.groups, self._noised.terms
+        units = self._noised.units(len(self._texts))
+        alone = self._batched(self._texts, 1)
+        return collect_private_grams(self._model, groups, alone, units, self._whitening(), terms)
+
+    def _whitening(self) -> Whitening:
+        folder = self.folder / "whitening"
+        if folder.is_dir() or self._noised is None:
+            return Whitening(folder)
+        base = load_model(self._base.path)
+        groups, length = self._noised.groups, self.plan.max_length
+        return Whitening.make(base, self._tokenizer, groups, length, folder)
 
     def _cross_grams(self, number: int) -> dict[str, CrossGramEvidence]:
         if Evidence.CROSS_GRAM not in self.plan.method.needs:

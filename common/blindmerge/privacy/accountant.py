@@ -47,12 +47,15 @@ def rho_of(multiplier: float) -> float:
 
 
 def multiplier_of(rho: float) -> float:
-    """z = 1 / sqrt(2 rho): the noise of one release that costs rho.
+    """z = 1 / sqrt(2 rho): the noise of one release that costs rho and not a rounding more.
 
     Raises ConfigInvalid for a rho that is not positive and finite.
     """
     _check_positive("rho", rho)
-    return 1.0 / math.sqrt(2.0 * rho)
+    multiplier = 1.0 / math.sqrt(2.0 * rho)
+    while rho_of(multiplier) > rho:
+        multiplier = math.nextafter(multiplier, math.inf)
+    return multiplier
 
 
 class Training(BaseModel):

@@ -21,6 +21,7 @@ __all__ = [
     "NoiseMode",
     "Unit",
     "gram_groups",
+    "public_rows",
 ]
 
 NoiseMode: TypeAlias = Literal["statistics", "end-to-end"]
@@ -106,6 +107,14 @@ class Noise(BaseModel):
             most_rows=max_length * self.unit_examples,
             bits=self.grams.bits,
         )
+
+
+def public_rows(group: Group, examples: int, max_length: int) -> int:
+    """What a noised Gram matrix counts as one over: the same for every owner (PROOF.md §1.4).
+
+    So an owner with more examples counts for more, as it does against its noise.
+    """
+    return examples * (max_length if group.rows == "tokens" else 1)
 
 
 def gram_groups(manifest: Manifest) -> tuple[Group, ...]:

@@ -28,10 +28,13 @@ from blindmerge.errors import PeerInvalid
 from blindmerge.files import replacing
 from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
+from blindmerge.privacy.terms import gram_groups
 from blindmerge.statistic import Array
-from blindmerge_client.models import load_tokenizer
+from blindmerge_client.collect.whitening import Whitening
+from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.session import Session
 from blindmerge_client.tasks import Text
+from blindmerge_server.simulate.noise_bounds import with_noise
 
 __all__ = ["Layouts", "cached_layouts", "public_layouts"]
 
@@ -54,6 +57,7 @@ def cached_layouts(plan: Plan, base: Path, cache: Path) -> Layouts:
         _RULE,
         plan.base,
         plan.method.model_dump(),
+        plan.noise if plan.noise == "off" else plan.noise.model_dump(),
         [plan.task, plan.examples, plan.max_length, plan.masks.bits, plan.masks.thresholds.owners],
         [str(torch.__version__), transformers.__version__],
     ]
@@ -74,7 +78,7 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
     """
     if plan.masks == "off":
         raise PeerInvalid("a plan without masks has no layouts")
-    sampled = plan.model_copy(update={"method": plan.method.for_sample()})
+    sampled = plan.model_copy(update={"method": plan.method.for_sample(), "noise": "off"})
     bits, owners = plan.masks.bits, plan.masks.thresholds.owners
     margin_bits, floor_bits = _margin(plan, bits)
     rng = np.random.default_rng(0)  # public, and the same everywhere
@@ -101,7 +105,25 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
             if plan.method.progressive:
                 for block in blocks:
                     session.receive(checkpoint.read(plan.blocks[block].shapes))
-    return tuple(layouts)
+    return _with_noise(plan, base, tuple(layouts), margin_bits)
+
+
+def _with_noise(plan: Plan, base: Path, layouts: Layouts, margin_bits: int) -> Layouts:
+    if plan.noise == "off" or plan.noise.grams is None:
+        return layouts
+    terms = plan.noise.terms(plan.manifest, plan.max_length)
+    groups = [group for group in gram_groups(plan.manifest) if group.name in terms.groups]
+    with TemporaryDirectory(prefix="blindmerge-bounds-") as folder:
+        whitening = Whitening.make(
+            load_model(base), load_tokenizer(base), groups, plan.max_length, Path(folder) / "w"
+        )
+        return tuple(
+            tuple(
+                with_noise(part, margin_bits, plan, plan.blocks[block], terms, whitening)
+                for block, part in zip(blocks, parts, strict=True)
+            )
+            for blocks, parts in zip(plan.phases, layouts, strict=True)
+        )
 
 
 def _margin(plan: Plan, bits: Bits) -> tuple[int, int]:

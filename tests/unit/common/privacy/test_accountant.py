@@ -71,6 +71,12 @@ def test_rho_and_multiplier_are_inverse_and_rho_is_never_too_small() -> None:
         assert multiplier_of(rho_of(multiplier)) == pytest.approx(multiplier, rel=1e-14)
 
 
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0, 4.0, 8.0])
+def test_the_multiplier_of_a_target_costs_no_rounding_more(epsilon: float) -> None:
+    rho = rho_of(multiplier_for(epsilon, DELTA))
+    assert epsilon * (1 - 1e-9) < epsilon_of(rho, DELTA) <= epsilon
+
+
 def test_what_a_target_allows_stays_below_it() -> None:
     for epsilon in (0.01, 0.5, 8.0, 100.0):
         rho = rho_for(epsilon, DELTA)

@@ -30,7 +30,7 @@ from blindmerge.manifest import ARCHITECTURES, Block, Manifest
 from blindmerge.merge import AnyMethod, Evidence
 from blindmerge.privacy.accountant import check_delta
 from blindmerge.privacy.mechanism import MOST_UNITS
-from blindmerge.privacy.terms import REASONS, Noise, gram_groups
+from blindmerge.privacy.terms import REASONS, Noise, alone, gram_groups
 from blindmerge.secagg.manifest import LEAST_OWNERS, SumManifest, Thresholds
 from blindmerge.secagg.masks import Prg
 from blindmerge.tasks import Task, check_labels
@@ -215,6 +215,9 @@ def _check_noise(plan: Plan, noise: Noise) -> None:
     if noise.grams is not None:
         if len(noise.grams.weights) != len(gram_groups(plan.manifest)):
             raise ValueError("the noise does not have one weight for each group of layers")
+        pairs = zip(gram_groups(plan.manifest), noise.grams.weights, strict=True)
+        if mixed := [group.name for group, weight in pairs if weight and not alone(group)]:
+            raise ValueError(f"the inputs of '{mixed[0]}' are not an example's own; average it")
         noise.terms(plan.manifest, plan.max_length)
     if noise.cost.epsilon(noise.delta) > noise.epsilon:
         raise ValueError("the statistics alone cost more than the epsilon of the plan")

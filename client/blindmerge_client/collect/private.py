@@ -16,7 +16,7 @@ from blindmerge.manifest import Group
 from blindmerge.privacy.mechanism import NoiseTerms, PrivateGrams
 from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch
-from blindmerge_client.collect.inputs import watched
+from blindmerge_client.collect.inputs import Seen, watched
 from blindmerge_client.collect.whitening import Whitening
 
 __all__ = ["Units", "collect_private_grams", "examples_alone", "units_of"]
@@ -63,12 +63,24 @@ def examples_alone(
     model: PreTrainedModel, groups: Sequence[Group], alone: Sequence[Batch], units: Units
 ) -> Iterator[dict[str, Array]]:
     """X~ of every group, of one unit after another, its examples stacked."""
-    by_number = {batch.indices[0]: batch for batch in alone}
+    by_number, by_name = {b.indices[0]: b for b in alone}, {g.name: g for g in groups}
     with watched(model, groups) as inputs:
         for unit in units:
-            parts = []
+            examples = []
             for number in unit:
                 batch = by_number[number]
                 model(**batch.inputs)
-                parts.append(inputs.rows(batch))
-            yield {name: np.vstack([part[name] for part in parts]) for name in parts[0]}
+                examples.append(inputs.rows(batch))
+            yield {
+                name: np.vstack([_extended(group, seen[name]) for seen in examples])
+                for name, group in by_name.items()
+            }
+
+
+def _extended(group: Group, seen: Seen) -> Array:
+    """The rows of an example, with ones for a bias."""
+    (part,) = seen.parts
+    extended = np.empty((len(part.rows), group.width))
+    extended[:, : group.inputs] = part.rows.double().cpu().numpy()
+    extended[:, group.inputs :] = 1.0
+    return extended

@@ -23,6 +23,7 @@ from blindmerge.manifest import Group
 from blindmerge.statistic import Array
 from blindmerge_client.batches import batches
 from blindmerge_client.collect.inputs import watched
+from blindmerge_client.collect.moments import Gram
 from blindmerge_client.collect.public_texts import public_texts
 
 __all__ = ["Whitening"]
@@ -81,15 +82,13 @@ def _moments(
     """The mean of x x^T over the rows of each group."""
     rng = np.random.default_rng(0)  # public, and the same everywhere
     texts = public_texts(_TEXTS, rng)
-    totals = {group.name: np.zeros((group.width, group.width)) for group in groups}
-    counts = dict.fromkeys(totals, 0)
+    grams = {group.name: Gram(group, "float64", torch.device("cpu")) for group in groups}
     with torch.inference_mode(), watched(base, groups) as inputs:
         for batch in batches(tokenizer, texts, max_length, _BATCH):
             base(**batch.inputs)
-            for name, rows in inputs.rows(batch).items():
-                totals[name] += rows.T @ rows
-                counts[name] += len(rows)
-    return {name: total / counts[name] for name, total in totals.items()}
+            for name, seen in inputs.rows(batch).items():
+                grams[name].add(seen)
+    return {name: gram.total() / gram.count for name, gram in grams.items()}
 
 
 def _roots(moment: Array) -> Array:

@@ -20,6 +20,7 @@ __all__ = [
     "Noise",
     "NoiseMode",
     "Unit",
+    "alone",
     "gram_groups",
     "public_rows",
 ]
@@ -115,6 +116,14 @@ def public_rows(group: Group, examples: int, max_length: int) -> int:
     So an owner with more examples counts for more, as it does against its noise.
     """
     return examples * (max_length if group.rows == "tokens" else 1)
+
+
+def alone(group: Group) -> bool:
+    """Whether every row of the group's input belongs to one example, and to it once.
+
+    Layers that run several times in a pass, or on a table of positions, have other rows too.
+    """
+    return group.rows != "tokens-and-positions" and not group.repeated
 
 
 def gram_groups(manifest: Manifest) -> tuple[Group, ...]:

@@ -19,7 +19,7 @@ from blindmerge.files import replacing
 from blindmerge.manifest import Group
 from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
-from blindmerge.privacy.terms import GramNoise, Noise, gram_groups
+from blindmerge.privacy.terms import GramNoise, Noise, alone, gram_groups
 from blindmerge.privacy.utility import DROWNED, advice, noise_to_signal
 from blindmerge.statistic import Array
 from blindmerge_client.batches import batches
@@ -66,7 +66,7 @@ def released(
     groups: Sequence[Group], settings: NoiseSettings, examples: int, owners: int
 ) -> tuple[Group, ...]:
     """The groups whose Gram matrices are released: the widest are left out while they drown."""
-    kept = tuple(groups)
+    kept = tuple(group for group in groups if alone(group))
     while settings.layers == "auto":
         widest = max(group.width for group in kept)
         narrower = tuple(group for group in kept if group.width < widest)
@@ -113,10 +113,14 @@ def cached_norms(plan: Plan, base: Path, cache: Path) -> dict[str, float]:
 
 def public_norms(plan: Plan, base: Path) -> dict[str, float]:
     """The median norm of the Gram matrix of a public sentence, by group, whitened."""
-    model, tokenizer, groups = load_model(base), load_tokenizer(base), gram_groups(plan.manifest)
+    model, tokenizer, groups = (
+        load_model(base),
+        load_tokenizer(base),
+        tuple(filter(alone, gram_groups(plan.manifest))),
+    )
     # Other sentences than those the whitening is made from, whose norms it evens out.
     texts = public_texts(_TEXTS, np.random.default_rng(1))
-    alone = batches(tokenizer, texts, plan.max_length, 1)
+    singles = batches(tokenizer, texts, plan.max_length, 1)
     units = units_of(len(texts), None, 1)
     with TemporaryDirectory(prefix="blindmerge-norms-") as folder:
         whitening = Whitening.make(
@@ -124,7 +128,7 @@ def public_norms(plan: Plan, base: Path) -> dict[str, float]:
         )
         matrices = {group.name: whitening.matrix(group.name) for group in groups}
         norms: dict[str, list[float]] = {name: [] for name in matrices}
-        for parts in examples_alone(model, groups, alone, units):
+        for parts in examples_alone(model, groups, singles, units):
             for name, rows in parts.items():
                 norms[name].append(_norm(rows @ matrices[name]))
     return {name: float(np.median(each)) for name, each in norms.items()}

@@ -74,7 +74,7 @@ def test_one_release_is_charged_for_all_blocks_and_a_retry_sends_the_same(
 
 def test_the_moment_is_the_noised_gram_times_the_change(job: Job, tmp_path: Path) -> None:
     """PROOF.md §7.2: G~ D, and nothing else of the examples."""
-    from blindmerge.merge.least_squares import stacked
+    from blindmerge.merge.stacking import stacked
 
     own = session(job, account_of(tmp_path / "ledger"))
     sent = contribute(own)

@@ -136,8 +136,7 @@ MISTAKES = [
     (
         'base = "model"',
         'base = "model"\ntask = "translation"',
-        'job.task: "translation" is not allowed; choose "single-label", "multi-label", '
-        '"regression" or "token-classification"',
+        'job.task: "translation" is not allowed; choose "single-label", "multi-label", "regres',
     ),
     (
         'base = "model"',

@@ -1,5 +1,6 @@
 """Loading models and tokenizers from folders: offline, from safetensors, without chatter."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,10 +127,15 @@ def load_tokenizer(
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a checkpoint with its tokenizer."""
-    with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    """Writes a checkpoint with its tokenizer.   Raises OSError, also where the disk is full."""
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors and tokenizers are Rust, which has no OSError
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), str(error)) from error
+        raise
 
 
 def check_max_length(path: Path, max_length: int) -> None:

@@ -238,6 +238,42 @@ def test_nothing_of_a_run_stays_but_its_results(done: tuple[Path, str]) -> None:
     ]
 
 
+SMALL_DISK = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+MOUNTED = 'mount -t tmpfs -o size=16k tmpfs tiny && "$0" "$@"; code=$?; ls -A tiny; exit $code'
+
+
+def _has_namespaces() -> bool:
+    try:
+        command = [*SMALL_DISK, "mount -t tmpfs tmpfs /mnt"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not _has_namespaces(), reason="needs unshare and user namespaces")
+def test_a_full_disk_is_named_and_holds_nothing(done: tuple[Path, str]) -> None:
+    """The folder for the results is on a disk that is smaller than the merged model."""
+    folder, _ = done
+    text = (folder / "federation.toml").read_text().replace(JOB, 'method = "average"')
+    (folder / "small.toml").write_text(text)
+    (folder / "tiny").mkdir()
+    process = subprocess.run(
+        [*SMALL_DISK, MOUNTED, COMMAND, "simulate", "small.toml", "--out", "tiny/out"],
+        cwd=folder,
+        env=environment(folder / "cache"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (folder / "tiny").rmdir()
+    (folder / "small.toml").unlink()
+    assert process.returncode == 7, process.stderr
+    assert "blindmerge: error: cannot write 'tiny/out': the disk is full" in process.stderr
+    assert "run the same command again" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert process.stdout == ""  # of `ls`: not even an empty folder
+
+
 def test_ctrl_c_stops_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     file = pico_federation(tmp_path)
     process = subprocess.Popen(

@@ -12,6 +12,7 @@ from pathlib import Path
 from blindmerge.adapter import AdapterReport, write_adapter
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import ConfigInvalid
+from blindmerge.files import explaining
 from blindmerge_server.report.plots import plot_matrix, plot_scores
 from blindmerge_server.report.schema import Report, Seconds, write_report
 from blindmerge_server.simulate.apps import run_in_flower
@@ -99,26 +100,42 @@ def _write(
 
     folders: what is copied, by its name in `out`.
     """
-    _made(out)
     staged = out.parent / f".{out.name}.new"
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        for name, folder in folders.items():
-            shutil.copytree(folder, staged / name)
-        plot_scores(report, staged / FILES["scores per method"])
-        plot_matrix(report, staged / FILES["who does well on whose data"])
-        write_report(report, staged / FILES["report"])
-        if proofs:
-            (staged / TRANSCRIPTS).mkdir()
-        for name, proof in proofs.items():
-            (staged / TRANSCRIPTS / name).write_bytes(proof)
-        for name in (*FILES.values(), ADAPTER, TRANSCRIPTS):
-            with suppress(FileNotFoundError):
-                _remove(out / name)
-        for path in staged.iterdir():
-            path.rename(out / path.name)
+        with explaining(out):
+            _fill(staged, report, folders, proofs)
+            _put(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _fill(
+    folder: Path, report: Report, folders: Mapping[str, Path], proofs: Mapping[str, bytes]
+) -> None:
+    for name, source in folders.items():
+        (folder / name).mkdir(parents=True)
+        # Not copytree: of a full disk it makes an error without a number.
+        for file in source.iterdir():
+            shutil.copyfile(file, folder / name / file.name)
+    plot_scores(report, folder / FILES["scores per method"])
+    plot_matrix(report, folder / FILES["who does well on whose data"])
+    write_report(report, folder / FILES["report"])
+    for name, proof in proofs.items():
+        (folder / TRANSCRIPTS).mkdir(exist_ok=True)
+        (folder / TRANSCRIPTS / name).write_bytes(proof)
+
+
+def _put(staged: Path, out: Path) -> None:
+    """In the place of an earlier run's files, if there are any."""
+    if not out.exists():
+        staged.rename(out)
+        return
+    for name in (*FILES.values(), ADAPTER, TRANSCRIPTS):
+        with suppress(FileNotFoundError):
+            _remove(out / name)
+    for path in staged.iterdir():
+        path.rename(out / path.name)
 
 
 def _remove(path: Path) -> None:

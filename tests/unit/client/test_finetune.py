@@ -7,15 +7,19 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from pydantic import ValidationError
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
-from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid
+from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid, ResourceMissing
 from blindmerge_client import finetune as module
 from blindmerge_client.data import Examples
 from blindmerge_client.finetune import (
@@ -67,6 +71,29 @@ def test_the_head_depends_on_the_seed_alone(tmp_path: Path) -> None:
         torch.manual_seed(number)  # the caller's state must not matter
         hashes.append(Checkpoint(tmp_path / str(number)).sha256)
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        # As they say it, word for word; Python's own errors have a number.
+        (
+            PreTrainedModel,
+            SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            ),
+        ),
+        (PreTrainedTokenizerBase, Exception("No space left on device (os error 28)")),
+    ],
+)
+def test_a_disk_that_fills_up_is_explained(
+    kind: type[Any], error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = pico_encoder(tmp_path / "encoder")
+    monkeypatch.setattr(kind, "save_pretrained", Mock(side_effect=error))
+    with pytest.raises(ResourceMissing, match="the disk is full"):
+        prepare_base(encoder, LABELS, 0, tmp_path / "base")
+    assert list(tmp_path.iterdir()) == [encoder]
 
 
 def test_a_classifier_with_the_same_labels_is_kept(tmp_path: Path) -> None:

@@ -215,7 +215,8 @@ def _fine_tune(setting: Setting, watch: Watch, grid: Any, run: FlowerRun) -> dic
     died = "its process died"
     for reply in watching.send_and_receive(requests):
         if reply.has_error():
-            died = f"its process failed: {reply.error.reason.strip().splitlines()[-1]}"
+            lines = (reply.error.reason or "no reason given").strip().splitlines()
+            died = f"its process failed: {lines[-1]}"
             continue
         answer = reply.content.config_records["reply"]
         name = str(answer["owner"])

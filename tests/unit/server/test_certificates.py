@@ -1,0 +1,94 @@
+"""Certificates: a TLS client with this authority connects to these hosts, and to no others.
+
+The judge is `cryptography`'s own verifier of chains, and OpenSSL in a handshake.
+"""
+
+import datetime
+import ipaddress
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from blindmerge.errors import ConfigInvalid
+from blindmerge_server.certificates import Credentials, make_credentials
+
+NOW = datetime.datetime(2027, 1, 31, 12, tzinfo=datetime.UTC)
+HOSTS = ("fl.example.org", "10.0.0.7", "::1")
+
+
+@pytest.fixture(scope="module")
+def made() -> Credentials:
+    return make_credentials("uni", HOSTS, NOW)
+
+
+def verify(authority: bytes, certificate: bytes, host: str, at: datetime.datetime) -> None:
+    store = Store([x509.load_pem_x509_certificate(authority)])
+    try:
+        subject: x509.IPAddress | x509.DNSName = x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        subject = x509.DNSName(host)
+    verifier = PolicyBuilder().store(store).time(at).build_server_verifier(subject)
+    verifier.verify(x509.load_pem_x509_certificate(certificate), [])
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_server_is_who_it_says(made: Credentials, host: str) -> None:
+    verify(made.authority, made.certificate, host, NOW)
+
+
+@pytest.mark.parametrize("host", ["example.org", "x.fl.example.org", "10.0.0.8", "::2"])
+def test_it_is_nobody_else(made: Credentials, host: str) -> None:
+    with pytest.raises(VerificationError):
+        verify(made.authority, made.certificate, host, NOW)
+
+
+def test_another_authority_of_the_same_name_is_not_trusted(made: Credentials) -> None:
+    other = make_credentials("uni", HOSTS, NOW)
+    with pytest.raises(VerificationError):
+        verify(other.authority, made.certificate, HOSTS[0], NOW)
+
+
+def test_clocks_may_differ_by_some_minutes_and_ten_years_are_the_end(made: Credentials) -> None:
+    verify(made.authority, made.certificate, HOSTS[0], NOW - datetime.timedelta(minutes=59))
+    verify(made.authority, made.certificate, HOSTS[0], NOW + datetime.timedelta(days=3649))
+    for off in (datetime.timedelta(minutes=-61), datetime.timedelta(days=3651)):
+        with pytest.raises(VerificationError):
+            verify(made.authority, made.certificate, HOSTS[0], NOW + off)
+
+
+def test_the_server_cannot_sign_for_others_and_the_authority_is_for_one_step(
+    made: Credentials,
+) -> None:
+    server, authority = (
+        x509.load_pem_x509_certificate(pem).extensions for pem in (made.certificate, made.authority)
+    )
+    assert not server.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not server.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    limits = authority.get_extension_for_class(x509.BasicConstraints).value
+    assert (limits.ca, limits.path_length) == (True, 0)
+
+
+def test_the_key_is_that_of_the_certificate_and_not_of_the_authority(
+    made: Credentials, tmp_path: Path
+) -> None:
+    key = load_pem_private_key(made.key, None)
+    server, authority = (
+        x509.load_pem_x509_certificate(pem) for pem in (made.certificate, made.authority)
+    )
+    assert key.public_key() == server.public_key()
+    assert key.public_key() != authority.public_key()
+    (tmp_path / "crt").write_bytes(made.certificate)
+    (tmp_path / "key").write_bytes(made.key)
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "crt", tmp_path / "key")
+
+
+@pytest.mark.parametrize(
+    "host", ["", "fl.example.org:9092", "https://fl.example.org", "a b", "fl..org", "ä.org", "*"]
+)
+def test_what_is_no_host_is_refused_by_name(host: str) -> None:
+    with pytest.raises(ConfigInvalid, match="neither a host name nor an IP address"):
+        make_credentials("uni", [host], NOW)

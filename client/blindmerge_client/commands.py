@@ -4,15 +4,16 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from blindmerge.errors import ConfigInvalid
 from blindmerge.log_file import log_to_file
 from blindmerge.secagg.secret import OsRandomness
+from blindmerge_client.arguments import Folder, JobName, Once, say, show
+from blindmerge_client.ledger_commands import ledger
 
 __all__ = ["client"]
 
@@ -29,14 +30,8 @@ policy = typer.Typer(
     rich_markup_mode=None,
 )
 client.add_typer(policy)
+client.add_typer(ledger)
 
-Folder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="The owner's folder.")]
-JobName: TypeAlias = Annotated[
-    str | None,
-    typer.Argument(metavar="JOB", help="Its name, or how its hash begins; none if it is the only."),
-]
-Once: TypeAlias = Annotated[bool, typer.Option("--once", help="Leave after one job.")]
-_WIDTH = 80
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _NEXT_STEP = {
     "asked": "waits for you: blindmerge client approve {0} {1}",
@@ -69,7 +64,7 @@ def run(folder: Folder, once: Once = False) -> None:
     from blindmerge_client.config import Home
     from blindmerge_client.run import run_client
 
-    run_client(Home(folder), once, _say)
+    run_client(Home(folder), once, say)
 
 
 @client.command("node")
@@ -78,7 +73,7 @@ def node(folder: Folder, once: Once = False) -> None:
     from blindmerge_client.config import Home
     from blindmerge_client.run import run_node
 
-    run_node(Home(folder), once, _say)
+    run_node(Home(folder), once, say)
 
 
 @client.command("gateway")
@@ -98,7 +93,7 @@ def gateway(
     home = Home(folder)
     log_to_file(home.gateway_log_file)
     client = home.client()
-    serve_gateway(Guard(home, _say), client.socket, client.socket_group)
+    serve_gateway(Guard(home, say), client.socket, client.socket_group)
 
 
 @policy.command("check")
@@ -121,7 +116,7 @@ def check(
     for line in lines:
         asked, allowed = (_HASH.sub(r"\1...", text) for text in (line.asked, line.allowed))
         table.add_row("NO" if line.refusal else "yes", line.key, asked, allowed)
-    _show(table)
+    show(table)
     print("", *read_statement(home, question.plan, question.roster, question.earlier), sep="\n")
     refusals = [line.refusal for line in lines if line.refusal]
     if refusals:
@@ -148,7 +143,7 @@ def jobs(folder: Folder) -> None:
     if not found:
         print("no job yet; `blindmerge client run` waits for the coordinator's")
         return
-    _show(table)
+    show(table)
     for job in found:
         if job.state in _NEXT_STEP:
             print(f"\n{job.plan.job}: {_NEXT_STEP[job.state].format(folder, job.plan.job)}")
@@ -202,7 +197,7 @@ def evaluate(folder: Folder, job: JobName = None) -> None:
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, scores in (("your own", comparison.own), ("merged", comparison.merged)):
         table.add_row(name, *(metric.shown(scores.metrics[metric.id]) for metric in metrics))
-    _show(table)
+    show(table)
     print(f"\n{comparison.examples} validation examples\nmerged model: {comparison.folder}")
     print(f"\nTo use the merged model:   blindmerge client accept {folder}")
     print(f"To stay with your own:     blindmerge client keep {folder}")
@@ -224,11 +219,3 @@ def keep(folder: Folder, job: JobName = None) -> None:
     from blindmerge_client.verdict import settle
 
     print(f"{settle(Home(folder), job, 'kept')} is the current model")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _show(table: Table) -> None:
-    Console(width=_WIDTH, highlight=False).print(table)

@@ -18,6 +18,7 @@ from blindmerge.mistakes import listed, shown
 from blindmerge.secagg.manifest import LEAST_OWNERS
 from blindmerge.secagg.secret import Secret
 from blindmerge.settings import check_file, check_model, read_settings, refusal
+from blindmerge_client.ledger import Ledger
 
 __all__ = ["Client", "Home", "Policy", "organisation"]
 
@@ -204,6 +205,7 @@ class Home:
         self.roster_file = self.folder / "roster"
         self.public_keys_file = self.folder / "public-keys.json"
         self.jobs = self.folder / "jobs"
+        self.ledgers = self.folder / "ledgers"
         self.log_file = self.folder / "log" / "client.log"
         self.gateway_log_file = self.folder / "log" / "gateway.log"
 
@@ -214,6 +216,10 @@ class Home:
     def policy(self) -> Policy:
         """`policy.toml`, as it is now.   Raises ConfigInvalid with all its mistakes."""
         return read_settings(Policy, self.policy_file, "an owner's policy.toml", _HINT)
+
+    def ledger(self, dataset: str) -> Ledger:
+        """The ledger of these examples.   dataset: what it calls them, a hash."""
+        return Ledger(self.ledgers / dataset)
 
     def identity(self, name: str) -> Identity:
         """The signing key.   Raises ConfigInvalid if it is missing or damaged."""

@@ -95,6 +95,14 @@ class Book:
         charges = (entry.cost for entry in self.entries if entry.subject != subject)
         return sum(charges, Cost())
 
+    @property
+    def heads(self) -> tuple[bytes, ...]:
+        """The hash that was the last one after each entry: notes of all of them are known here."""
+        hashes = [bytes(_HASH)]
+        for entry in self.entries:
+            hashes.append(_chained(hashes[-1], encode(entry.model_dump())))
+        return tuple(hashes[1:])
+
     def find(self, kind: str, subject: str) -> Entry | None:
         """The last entry of this kind for a job or training."""
         same = (e for e in reversed(self.entries) if (e.kind, e.subject) == (kind, subject))
@@ -161,6 +169,16 @@ class Ledger:
         """
         with self._locked():
             return self._read(dataset)
+
+    def verify(self, dataset: str) -> Book:
+        """`read`, and every release that is kept is what was stored.   Raises likewise."""
+        with self._locked():
+            book = self._read(dataset)
+            for entry in book.entries:
+                charged = book.find("charged", entry.subject)
+                if entry.kind == "stored" and charged is not None and charged.training is None:
+                    self._stored(entry)
+            return book
 
     def release(
         self,
@@ -237,9 +255,13 @@ class Ledger:
                 f"'{stored.subject}' was charged at another price",
                 hint="a plan with other noise needs another job name",
             )
-        path = self._path_of(stored.sha256)
+        return self._stored(stored)
+
+    def _stored(self, entry: Entry) -> Path:
+        """The file of a stored release, unchanged."""
+        path = self._path_of(entry.sha256)
         if not path.is_file() or _sha256_of(path) != path.name:
-            raise _tampered(f"the stored release of '{stored.subject}' is not what was stored")
+            raise _tampered(f"the stored release of '{entry.subject}' is not what was stored")
         return path
 
     def _path_of(self, sha256: bytes) -> Path:
@@ -316,10 +338,14 @@ class Ledger:
         return after
 
 
+def _chained(before: bytes, body: bytes) -> bytes:
+    return hashlib.sha256(before + body).digest()
+
+
 def _framed(book: Book, entry: Entry) -> tuple[bytes, Book]:
     """Length, canonical bytes and hash of the next entry; the book with it."""
     body = encode(entry.model_dump())
-    head = hashlib.sha256(book.head + body).digest()
+    head = _chained(book.head, body)
     frame = _LENGTH.pack(len(body)) + body + head
     after = replace(book, entries=(*book.entries, entry), head=head, size=book.size + len(frame))
     return frame, after

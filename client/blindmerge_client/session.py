@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blindmerge import canonical
@@ -31,6 +29,7 @@ from blindmerge_client.collect.gram import (
     collect_grams,
     collect_merged_grams,
 )
+from blindmerge_client.collect.live import put_merged
 from blindmerge_client.collect.private import collect_private_grams
 from blindmerge_client.collect.runner import BlockRunner
 from blindmerge_client.collect.whitening import Whitening
@@ -235,12 +234,7 @@ class Session:
         for before in range(number):
             if not self._writer.has(before):
                 raise PeerInvalid(f"block {number} is asked for before block {before} is delivered")
-            tensors = self._writer.read(before)
-            runner.model.load_state_dict(
-                # The model computes in float32, whatever the checkpoint is written in.
-                {n: torch.from_numpy(tensor.astype(np.float32)) for n, tensor in tensors.items()},
-                strict=False,
-            )
+            put_merged(runner.model, self.plan.blocks[before], self._writer.read(before))
         return runner
 
     def _fishers(self, block: Block) -> dict[str, Array]:

@@ -20,6 +20,9 @@ REFUSED: dict[tuple[str, str], str] = {
     ("albert", "fisher"): "used several times in one pass",
     ("deberta", "fisher"): "used several times in one pass",
     ("mpnet", "fisher"): "used several times in one pass",
+    ("mixtral", "fisher"): "experts are computed together",
+    ("qwen2-moe", "fisher"): "experts are computed together",
+    ("qwen3-moe", "fisher"): "experts are computed together",
 }
 
 

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-import torch
 from transformers import PreTrainedModel
 
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
@@ -23,7 +22,7 @@ from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_server.rounds import BlockSum, solve_block
 from support.captured import Captured, captured_rows
 from support.evidence import stacked
-from support.jobs import Job, make_job
+from support.jobs import Job, edit_weights, make_job
 from support.pico import IN_FORWARD_ORDER, Architecture
 
 OWNERS = 3
@@ -86,9 +85,13 @@ def least_squares(
     return solved
 
 
-def put(model: PreTrainedModel, tensors: Mapping[str, Array]) -> None:
-    state = {name: torch.from_numpy(tensor).float() for name, tensor in tensors.items()}
-    model.load_state_dict(state, strict=False)
+def put(folder: Path, tensors: Mapping[str, Array]) -> PreTrainedModel:
+    """The model in `folder`, with these tensors in its file from now on."""
+
+    def edit(there: dict[str, Any]) -> None:
+        there.update({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+
+    return load_model(edit_weights(folder, edit))
 
 
 def walk(job: Job, found: Mapping[str, Array]) -> Iterator[tuple[Group, Rows, Rows]]:
@@ -99,16 +102,18 @@ def walk(job: Job, found: Mapping[str, Array]) -> Iterator[tuple[Group, Rows, Ro
     """
     tokenizer = load_tokenizer(job.base)
     batched: list[list[Batch]] = [batches(tokenizer, texts, 32, 64) for texts in job.texts]
-    own, walkers = ([load_model(path) for path in job.owners] for _ in range(2))
+    own = [load_model(path) for path in job.owners]
+    folders = [Path(shutil.copytree(path, f"{path}-walks")) for path in job.owners]
+    walkers = [load_model(path) for path in folders]
     for block in job.plan.blocks:
-        here, there = (
-            [captured_rows(m, block.groups, b) for m, b in zip(models, batched, strict=True)]
-            for models in (own, walkers)
-        )
+        there, here = [], []
+        for walker, model, b in zip(walkers, own, batched, strict=True):
+            there.append(captured_rows(walker, block.groups, b))
+            here.append(captured_rows(model, block.groups, b, like=there[-1]))
         for group in block.groups:
             yield group, [x[group.name] for x in there], [x[group.name] for x in here]
-        for walker in walkers:
-            put(walker, {name: found[name] for name in block.shapes})
+        merged = {name: found[name] for name in block.shapes}
+        walkers = [put(folder, merged) for folder in folders]
 
 
 @METHODS

@@ -52,6 +52,7 @@ IN_FORWARD_ORDER: tuple[Architecture, ...] = (
     "deberta",
     "gpt2",
     "qwen3",
+    "mixtral",
 )
 
 NEUTRAL = ("a", "the", "this", "film", "tweet", "phone", "is", "was", "it", "we", "they", "so")

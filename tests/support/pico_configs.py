@@ -23,9 +23,24 @@ Architecture: TypeAlias = Literal[
     "gemma",
     "gemma2",
     "gemma3",
+    "mixtral",
+    "qwen2-moe",
+    "qwen3-moe",
 ]
 DECODERS: frozenset[Architecture] = frozenset(
-    {"gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
+    {
+        "gpt2",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "mixtral",
+        "qwen2-moe",
+        "qwen3-moe",
+    }
 )
 
 _SIZES: dict[str, Any] = {
@@ -42,6 +57,13 @@ _FROM_PADDING: dict[str, Any] = {
     "bos_token_id": 0,
     "pad_token_id": 1,
     "eos_token_id": 2,
+}
+
+
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
 }
 
 
@@ -103,6 +125,15 @@ _CONFIGS: Mapping[Architecture, Callable[[int], Any]] = {
     "gemma": _like_llama("Gemma", head_dim=8),
     "gemma2": _like_llama("Gemma2", head_dim=8),
     "gemma3": _like_llama("Gemma3Text", head_dim=8),
+    "mixtral": _like_llama("Mixtral", num_local_experts=3),
+    # One layer with experts and one without.
+    "qwen2-moe": _like_llama(
+        "Qwen2Moe",
+        **_EXPERTS,
+        shared_expert_intermediate_size=20,
+        mlp_only_layers=[1],
+    ),
+    "qwen3-moe": _like_llama("Qwen3Moe", **_EXPERTS, head_dim=8),
 }
 
 

@@ -37,6 +37,9 @@ CLASSES = {
     "gemma": "GemmaForSequenceClassification",
     "gemma2": "Gemma2ForSequenceClassification",
     "gemma3": "Gemma3TextForSequenceClassification",
+    "mixtral": "MixtralForSequenceClassification",
+    "qwen2-moe": "Qwen2MoeForSequenceClassification",
+    "qwen3-moe": "Qwen3MoeForSequenceClassification",
 }
 
 

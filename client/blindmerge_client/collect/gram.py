@@ -65,7 +65,8 @@ def collect_cross_grams(
         layers = awaited(block.groups)
         passes = [runner.peek(block.module, layers) for runner in (merged, own)]
         for batch, _ in zip(*passes, strict=True):
-            other, ours = there.rows(batch), here.rows(batch)
+            other = there.rows(batch)
+            ours = here.rows(batch, there.routes)
             for name, seen in other.items():
                 grams[name].add(seen)
                 crosses[name].add(seen, ours[name])

@@ -17,6 +17,7 @@ from torch import nn
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest import Group, Rows
 from blindmerge_client.batches import Batch
+from blindmerge_client.collect.experts import Routes, chosen, routed
 
 __all__ = ["Inputs", "Part", "Seen", "awaited", "watched"]
 
@@ -49,26 +50,43 @@ class Seen:
 class Inputs:
     """The inputs of the layers of some groups, from pass to pass."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        self._model = model
         self._groups = tuple(groups)
         self._calls: dict[str, list[_Call]] = {}  # by path of a module, in the pass that runs
+        self.routes: Routes = {}
 
     def see(self, path: str, arguments: _Call) -> None:
         """The module at `path` is called with `arguments`."""
         self._calls.setdefault(path, []).append(arguments)
 
-    def rows(self, batch: Batch) -> dict[str, Seen]:
+    def rows(self, batch: Batch, routes: Routes | None = None) -> dict[str, Seen]:
         """What every group got, from the pass over `batch` that just ended.
 
+        routes: where another model sent the tokens, so that rows of both are of the same tokens;
+        where this one did, if left out. They stay in `routes`.
         Raises CheckpointInvalid unless every layer was called as often as its rule says, those
         of a group on one input, with a shape that fits the batch.
         """
-        seen = {
-            group.name: _KINDS[group.rows](group, self._inputs(group), batch)
-            for group in self._groups
-        }
+        self.routes = self._routed() if routes is None else routes
+        seen = {group.name: self._seen(group, batch) for group in self._groups}
         self._calls = {}
         return seen
+
+    def _routed(self) -> Routes:
+        """Where the pass sent the tokens."""
+        paths = {group.layers[0].path for group in self._groups if group.expert is not None}
+        return {path: chosen(call) for path in sorted(paths) for call in self._calls.get(path, ())}
+
+    def _seen(self, group: Group, batch: Batch) -> Seen:
+        inputs = self._inputs(group)
+        if group.expert is None:
+            return _KINDS[group.rows](group, inputs, batch)
+        path = group.layers[0].path
+        mask = batch.inputs["attention_mask"].bool().flatten()
+        mixture = self._model.get_submodule(path)
+        rows = routed(group, mixture, inputs[0], self.routes[path], mask)
+        return Seen([Part(rows)], len(rows))
 
     def _inputs(self, group: Group) -> list[torch.Tensor]:
         """The common input of the layers of a group, call by call."""
@@ -110,7 +128,7 @@ def awaited(groups: Sequence[Group]) -> list[str]:
 @contextmanager
 def watched(model: nn.Module, groups: Sequence[Group]) -> Iterator[Inputs]:
     """Hooks on the layers of `groups`, which go when the block ends."""
-    inputs = Inputs(groups)
+    inputs = Inputs(model, groups)
     handles = []
     try:
         for path in dict.fromkeys(awaited(groups)):

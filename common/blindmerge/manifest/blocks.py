@@ -8,13 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["Block", "Group", "Layout", "Linear", "Manifest", "Mean", "Rows", "Stored"]
 
-Rows: TypeAlias = Literal["tokens", "sequences", "last-tokens", "tokens-and-positions"]
+Rows: TypeAlias = Literal[
+    "tokens",
+    "sequences",
+    "last-tokens",
+    "tokens-and-positions",
+    "routed-tokens",
+    "routed-activations",
+]
 """What a row of a layer's input is.
 
 `tokens`: a real token.   `sequences`: a whole text.   `last-tokens`: the last real token of a
 text, of a layer that runs on all of them.   `tokens-and-positions`: the layer runs on the tokens
 and then on a table of positions, the same for every text; the table's rows count together as much
-as the tokens.
+as the tokens.   `routed-tokens`: a real token that a router sends to the group's expert.
+`routed-activations`: what the expert makes of it between its first layers and its last.
 """
 Layout: TypeAlias = Literal["outputs-first", "inputs-first"]
 """How a weight matrix lies in its tensor: [outputs, inputs], as `torch.nn.Linear` has it, or
@@ -108,6 +116,7 @@ class Group(BaseModel):
     inputs: width of the input without the bias row.   rows: what one row of it is.
     repeated: the layers run several times in a pass; their rows are those of all runs.
     parallel: what the group gets does not depend on the group before it in its block.
+    expert: number of the expert that the layers are of, in a mixture.
     """
 
     model_config = _STRICT
@@ -117,9 +126,12 @@ class Group(BaseModel):
     layers: Annotated[tuple[Linear, ...], Field(min_length=1)]
     repeated: bool = False
     parallel: bool = False
+    expert: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _layers_agree(self) -> "Group":
+        if (self.expert is not None) != self.rows.startswith("routed-"):
+            raise ValueError("an expert gets what a router sends it, and nothing else does")
         if len({layer.bias for layer in self.layers}) != 1:
             raise ValueError("some layers have a bias and some have none")
         if any(layer.stored and layer.stored.inputs != self.inputs for layer in self.layers):

@@ -6,17 +6,19 @@ names is an error.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
-from blindmerge.manifest.blocks import Block, Group, Layout, Linear, Manifest, Mean, Rows
+from blindmerge.manifest.blocks import Block, Group, Layout, Manifest, Mean, Rows
+from blindmerge.manifest.layers import Experts, Shapes, experts_of, linear
 from blindmerge.tasks import Task
 
 __all__ = [
     "TEXTS",
     "Architecture",
+    "Experts",
     "GroupRule",
     "Part",
     "Shapes",
@@ -26,8 +28,6 @@ __all__ = [
     "tokens",
 ]
 
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
-
 TEXTS: tuple[Task, ...] = ("single-label", "multi-label", "regression")
 """What a classifier of texts can do; its config says which."""
 
@@ -36,8 +36,8 @@ TEXTS: tuple[Task, ...] = ("single-label", "multi-label", "regression")
 class GroupRule:
     """Layers of a part with a common input; names are relative to the part's path.
 
-    optional: a model may come without them.   layout: of their weights.
-    repeated, parallel: as in `Group`.
+    optional: a model may come without them, or without some of them.   layout: of their weights.
+    repeated, parallel: as in `Group`.   module: of the one layer, if it is not called as that is.
     """
 
     name: str
@@ -47,6 +47,7 @@ class GroupRule:
     layout: Layout = "outputs-first"
     repeated: bool = False
     parallel: bool = False
+    module: str = ""
 
 
 def tokens(name: str, *layers: str, **changes: Any) -> GroupRule:
@@ -72,11 +73,14 @@ class Part:
     """Where a part's tensors are, and their rules.
 
     path: what their names begin with.   mean: pattern of the names after it that are averaged.
+    experts: come after the groups.   last: what runs beside the last layers of the experts.
     """
 
     path: str
     groups: tuple[GroupRule, ...] = ()
     mean: str = ""
+    experts: Experts | None = None
+    last: tuple[GroupRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +163,18 @@ def _block(name: str, part: Part, shapes: Shapes, module: str = "") -> Block:
         raise CheckpointInvalid(
             f"the embeddings or norms of '{name}' are missing from the checkpoint"
         )
-    rules = [rule for rule in part.groups if _occurs(prefix, rule, shapes)]
-    groups = tuple(_group(prefix, rule, shapes) for rule in rules)
-    return Block(name=name, module=module, groups=groups, means=means)
+    groups = [
+        *_groups(prefix, part.groups, shapes),
+        *(experts_of(prefix, part.experts, shapes) if part.experts else ()),
+        *_groups(prefix, part.last, shapes),
+    ]
+    return Block(name=name, module=module, groups=tuple(groups), means=means)
+
+
+def _groups(prefix: str, rules: Sequence[GroupRule], shapes: Shapes) -> Iterator[Group]:
+    for rule in rules:
+        if _occurs(prefix, rule, shapes):
+            yield _group(prefix, rule, shapes)
 
 
 def _occurs(prefix: str, rule: GroupRule, shapes: Shapes) -> bool:
@@ -171,7 +184,11 @@ def _occurs(prefix: str, rule: GroupRule, shapes: Shapes) -> bool:
 def _group(prefix: str, rule: GroupRule, shapes: Shapes) -> Group:
     layers, inputs = [], set()
     for relative in rule.layers:
-        layer, width = _linear(prefix + relative, rule.layout, shapes)
+        if rule.optional and f"{prefix}{relative}.weight" not in shapes:
+            continue
+        layer, width = linear(prefix + relative, rule.layout, shapes)
+        if rule.module:
+            layer = layer.model_copy(update={"module": prefix + rule.module})
         layers.append(layer)
         inputs.add(width)
     if len(inputs) != 1 or len({layer.bias for layer in layers}) != 1:
@@ -186,15 +203,3 @@ def _group(prefix: str, rule: GroupRule, shapes: Shapes) -> Group:
         repeated=rule.repeated,
         parallel=rule.parallel,
     )
-
-
-def _linear(name: str, layout: Layout, shapes: Shapes) -> tuple[Linear, int]:
-    """A layer with tensors of its own, and its number of inputs."""
-    shape = shapes.get(f"{name}.weight")
-    if shape is None or len(shape) != 2:
-        raise CheckpointInvalid(f"the matrix '{name}.weight' is missing from the checkpoint")
-    outputs, inputs = shape if layout == "outputs-first" else reversed(shape)
-    bias = shapes.get(f"{name}.bias")
-    if bias is not None and bias != (outputs,):
-        raise CheckpointInvalid(f"'{name}.bias' does not fit '{name}.weight'")
-    return Linear(name=name, outputs=outputs, bias=bias is not None, layout=layout), inputs

@@ -56,6 +56,13 @@ class Fisher(Options):
         for block in manifest.blocks:
             shared = [m.name for m in block.means if m.name.endswith(_SHARED)]
             again = [g.name for g in block.groups if g.repeated or g.rows in _CALLED_TWICE]
+            experts = [g.name for g in block.groups if g.expert is not None]
+            if experts:
+                raise ConfigInvalid(
+                    f"there is no Fisher information of '{experts[0]}': experts are computed "
+                    "together, without a gradient for each example",
+                    hint='use another method, such as "regmean"',
+                )
             if shared or again:
                 raise ConfigInvalid(
                     f"there is no Fisher information of '{(shared + again)[0]}' for each example: "

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from blindmerge.manifest import Group, Manifest
+from blindmerge.manifest import Group, Manifest, Rows
 from blindmerge.privacy.accountant import Cost, rho_of
 from blindmerge.privacy.mechanism import GroupTerms, NoiseTerms
 
@@ -110,6 +110,9 @@ class Noise(BaseModel):
         )
 
 
+_ALONE: frozenset[Rows] = frozenset({"tokens", "sequences", "last-tokens"})
+
+
 def public_rows(group: Group, examples: int, max_length: int) -> int:
     """What a noised Gram matrix counts as one over: the same for every owner (PROOF.md §1.4).
 
@@ -121,9 +124,10 @@ def public_rows(group: Group, examples: int, max_length: int) -> int:
 def alone(group: Group) -> bool:
     """Whether every row of the group's input belongs to one example, and to it once.
 
-    Layers that run several times in a pass, or on a table of positions, have other rows too.
+    Layers that run several times in a pass, or on a table of positions, have other rows too; how
+    many rows an expert gets, only the data say.
     """
-    return group.rows != "tokens-and-positions" and not group.repeated
+    return group.rows in _ALONE and not group.repeated
 
 
 def gram_groups(manifest: Manifest) -> tuple[Group, ...]:

@@ -53,7 +53,8 @@ def test_equals_products_over_full_forward_passes(
 ) -> None:
     case = Case(tmp_path, architecture)
     found = case.collect()
-    merged, own = (captured_rows(m, case.groups, case.batches) for m in (case.merged, case.own))
+    merged = captured_rows(case.merged, case.groups, case.batches)
+    own = captured_rows(case.own, case.groups, case.batches, like=merged)
     assert found.keys() == merged.keys()
     for name, evidence in found.items():
         x, y = merged[name].rows, own[name].rows

@@ -89,7 +89,7 @@ def test_rows_are_real_tokens_and_texts_in_the_head(case: Case, tmp_path: Path) 
     grams = case.grams(case.batched(), tmp_path / "states")
     # Counted with the tokenizer alone, text by text, without any padding.
     tokens = sum(min(32, len(case.tokenizer(text)["input_ids"])) for text in TEXTS)
-    for group in case.groups:
+    for group in (group for group in case.groups if group.expert is None):
         head = group.rows in ("sequences", "last-tokens")
         runs = case.model.config.num_hidden_layers if group.repeated else 1
         rows = len(TEXTS) if head else tokens * runs
@@ -98,6 +98,19 @@ def test_rows_are_real_tokens_and_texts_in_the_head(case: Case, tmp_path: Path) 
         if group.bias and group.rows != "tokens-and-positions":
             assert grams[group.name].total[-1, -1] == rows  # ones times ones
     assert case.groups[-1].rows in ("sequences", "last-tokens")
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2-moe", "qwen3-moe"])
+def test_every_token_has_its_experts(architecture: Architecture, tmp_path: Path) -> None:
+    case = Case(tmp_path, architecture)
+    grams = case.grams(case.batched(), tmp_path / "states")
+    tokens = sum(min(32, len(case.tokenizer(text)["input_ids"])) for text in TEXTS)
+    for block in case.manifest.blocks:
+        experts = [group for group in block.groups if group.expert is not None]
+        for rows in {group.rows for group in experts}:
+            counts = [grams[group.name].rows for group in experts if group.rows == rows]
+            assert len(counts) == 3  # two of which see a token
+            assert sum(counts) == 2 * tokens > max(counts)
 
 
 def test_query_key_and_value_share_one_matrix(tmp_path: Path) -> None:

@@ -43,7 +43,6 @@ MODELS: Mapping[str, Callable[[], Any]] = {"minilm": _minilm} | {
     for task in ENCODER_TASKS
     if has_head(architecture, task)
 }
-LINEAR = (torch.nn.Linear, Conv1D)
 
 
 @pytest.fixture(params=MODELS)
@@ -79,28 +78,50 @@ def test_the_task_says_what_has_a_label(model: Any) -> None:
     assert (logits.shape[-1] == 1) == (task == "regression")
 
 
+def _rules_of(layer: Linear) -> set[str]:
+    """What a layer is the rule of: its tensors, or its rows in one that it shares."""
+    if layer.stored is None:
+        return set(layer.tensors)
+    return {f"{layer.stored.weight}[{layer.stored.start}:{layer.stored.start + layer.outputs}]"}
+
+
 def test_every_tensor_has_exactly_one_rule(model: Any) -> None:
     manifest = _manifest(model)
     rules = Counter(mean.name for block in manifest.blocks for mean in block.means)
     rules.update(
-        name for group in _groups(manifest) for layer in group.layers for name in layer.tensors
+        name for group in _groups(manifest) for layer in group.layers for name in _rules_of(layer)
     )
-    assert rules == Counter(list(_shapes(model)))
+    expected = Counter(name for name, tensor in model.state_dict().items() if tensor.dim() < 3)
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() == 3:  # experts, one above another
+            rows = tensor.shape[1]
+            expected.update(f"{name}[{e * rows}:{(e + 1) * rows}]" for e in range(len(tensor)))
+    assert rules == expected
     assert manifest.shapes == _shapes(model)
 
 
+def _linear_modules(model: Any) -> dict[str, Any]:
+    """All that computes W x + b with a tensor of its own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+        or type(module).__name__.endswith("TopKRouter")
+    }
+
+
 def test_linear_rules_are_the_linear_modules(model: Any) -> None:
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
-    layers = {layer.name: (g, layer) for g in _groups(_manifest(model)) for layer in g.layers}
+    linears = _linear_modules(model)
+    alone = [group for group in _groups(_manifest(model)) if group.expert is None]
+    layers = {layer.name: (g, layer) for g in alone for layer in g.layers}
     assert layers.keys() == linears.keys()
     for name, (group, layer) in layers.items():
         module = linears[name]
-        sizes = {torch.nn.Linear: "in_features out_features", Conv1D: "nx nf"}[type(module)]
-        inputs, outputs = (getattr(module, size) for size in sizes.split())
-        assert (layer.outputs, group.inputs) == (outputs, inputs)
-        bias = module.bias is not None
+        shape = tuple(module.weight.shape)
+        assert (group.inputs, layer.outputs) == (shape if type(module) is Conv1D else shape[::-1])
+        bias = getattr(module, "bias", None) is not None
         assert layer.bias == group.bias == bias
-        assert group.width == inputs + bias
+        assert group.width == group.inputs + bias
 
 
 def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: Any) -> None:
@@ -110,19 +131,17 @@ def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: 
     def watch(name: str) -> Any:
         return lambda _, inputs: calls.append((name, inputs[0]))
 
-    for name, module in model.named_modules():
-        if isinstance(module, LINEAR):
-            module.register_forward_pre_hook(watch(name))
+    for name, module in _linear_modules(model).items():
+        module.register_forward_pre_hook(watch(name))
     with torch.inference_mode():
         model(input_ids=torch.full((2, 5), 7), attention_mask=torch.ones(2, 5, dtype=torch.long))
-    seen: list[tuple[set[str], Any]] = []
-    previous = None
+    seen: dict[int, tuple[set[str], Any]] = {}
     for name, tensor in calls:
-        if tensor is not previous:
-            seen.append((set(), tensor.shape[:-1]))
-        seen[-1][0].add(name)
-        previous = tensor
-    assert _expected_calls(model) == seen
+        shape = tuple(tensor.shape[:-1])
+        # Mixtures get all tokens in one row.
+        names, _ = seen.setdefault(id(tensor), (set(), (2, 5) if shape == (10,) else shape))
+        names.add(name)
+    assert _expected_calls(model) == list(seen.values())
 
 
 def _expected_calls(model: Any) -> list[tuple[set[str], Any]]:
@@ -131,12 +150,16 @@ def _expected_calls(model: Any) -> list[tuple[set[str], Any]]:
     shapes = {"sequences": (2,)}
     once: list[tuple[set[str], Any]] = []
     again: list[tuple[set[str], Any]] = []
+    previous = ""
     for group in _groups(_manifest(model)):
+        if group.expert is not None:  # whose layers are no modules
+            continue
         names = {layer.name for layer in group.layers}
         calls = again if group.repeated else once
-        if group.parallel:  # to the group before, which also runs on a table of positions
+        if group.parallel and previous == "tokens-and-positions":
             once[-2][0].update(names)
             continue
+        previous = group.rows
         if again and not group.repeated:
             once, again = once + again * model.config.num_hidden_layers, []
             calls = once

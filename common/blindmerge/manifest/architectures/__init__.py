@@ -2,12 +2,28 @@
 
 from collections.abc import Mapping
 
-from blindmerge.manifest.architectures import albert, bert, deberta, distilbert, gpt2, llama, mpnet
+from blindmerge.manifest.architectures import (
+    albert,
+    bert,
+    deberta,
+    distilbert,
+    gpt2,
+    llama,
+    mixtures,
+    mpnet,
+)
 from blindmerge.manifest.rules import Architecture
 
 __all__ = ["ARCHITECTURES"]
 
-_LIKE_LLAMA = ("Gemma", "Gemma2", "Gemma3Text", "Llama", "Mistral", "Qwen2", "Qwen3")
+_DECODERS: Mapping[str, Architecture] = {
+    **dict.fromkeys(
+        ("Gemma", "Gemma2", "Gemma3Text", "Llama", "Mistral", "Qwen2", "Qwen3"), llama.LLAMA
+    ),
+    "Mixtral": mixtures.MIXTRAL,
+    "Qwen2Moe": mixtures.QWEN_MOE,
+    "Qwen3Moe": mixtures.QWEN_MOE,
+}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "AlbertForSequenceClassification": albert.ALBERT,
@@ -26,10 +42,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "MPNetForTokenClassification": mpnet.MPNET.for_words("classifier"),
     "RobertaForSequenceClassification": bert.ROBERTA,
     "RobertaForTokenClassification": bert.ROBERTA.for_words("classifier"),
-    **{f"{name}ForSequenceClassification": llama.LLAMA for name in _LIKE_LLAMA},
+    **{f"{name}ForSequenceClassification": rules for name, rules in _DECODERS.items()},
     **{
-        f"{name}ForTokenClassification": llama.LLAMA.for_words("score")
-        for name in _LIKE_LLAMA
+        f"{name}ForTokenClassification": rules.for_words("score")
+        for name, rules in _DECODERS.items()
         if name != "Gemma3Text"  # transformers has none
     },
 }

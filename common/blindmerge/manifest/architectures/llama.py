@@ -2,7 +2,13 @@
 
 from blindmerge.manifest.rules import TEXTS, Architecture, Part, last_tokens, tokens
 
-__all__ = ["LLAMA"]
+__all__ = ["ATTENTION", "LLAMA", "NORMS"]
+
+ATTENTION = (
+    tokens("self_attn", *(f"self_attn.{part}_proj" for part in "qkv")),
+    tokens("self_attn.o_proj"),
+)
+NORMS = r"((input|post_attention|(pre|post)_feedforward)_layernorm|self_attn\.[qk]_norm)\.weight"
 
 LLAMA = Architecture(
     tasks=TEXTS,
@@ -11,12 +17,11 @@ LLAMA = Architecture(
         Part(
             "model.layers",
             (
-                tokens("self_attn", *(f"self_attn.{part}_proj" for part in "qkv")),
-                tokens("self_attn.o_proj"),
+                *ATTENTION,
                 tokens("mlp", "mlp.gate_proj", "mlp.up_proj"),
                 tokens("mlp.down_proj"),
             ),
-            r"((input|post_attention|(pre|post)_feedforward)_layernorm|self_attn\.[qk]_norm)\.weight",
+            NORMS,
         ),
     ),
     head=Part("", last_tokens("score")),

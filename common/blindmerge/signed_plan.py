@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blindmerge import canonical
-from blindmerge.errors import ProtocolBroken, SignatureInvalid
+from blindmerge.errors import NotCanonical, ProtocolBroken, SignatureInvalid
 from blindmerge.identity import SIGNATURE_BYTES, Identity, Member, verify
 from blindmerge.plan import Plan
 
@@ -53,7 +53,11 @@ class SignedPlan:
 
         Raises NotCanonical or PeerInvalid; bytes that decode encode back to themselves.
         """
-        match canonical.decode_record(data, 3):
+        try:
+            record = canonical.decode_record(data, 3)
+        except NotCanonical as error:
+            raise ProtocolBroken(f"these bytes are no signed plan: {error.message}") from error
+        match record:
             case [label, bytes() as plan, bytes() as signature] if label == _LABEL:
                 if len(signature) != SIGNATURE_BYTES:
                     raise ProtocolBroken(f"the signature of a plan is not {SIGNATURE_BYTES} bytes")

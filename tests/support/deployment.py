@@ -32,7 +32,7 @@ from blindmerge_server.setup import make_home as make_server
 from support.material import SPLITS, Material, pico_material
 from support.processes import environment, wait_until
 
-__all__ = ["Deployment", "free_port"]
+__all__ = ["Deployment", "free_port", "set_keys"]
 
 _STOP_S = 30
 
@@ -101,14 +101,28 @@ class Deployment:
         words = ["server", "run"] if who == "server" else ["client", "run"]
         return [*words, str(self.folder / who)]
 
-    def start(self, *who: str) -> None:
-        """Starts the server, or owners by name; what they print goes to files."""
-        for each in who:
-            self._start(each, each, *self.words(each))
+    def start(self, *who: str, on: str = "") -> None:
+        """Starts the server, or owners by name; what they print goes to files.
 
-    def start_merge(self, job: Path | None = None) -> "subprocess.Popen[str]":
+        on: another host than their own.
+        """
+        for each in who:
+            self.start_behind(self._prefix(on or each), each, *self.words(each))
+
+    def start_behind(self, prefix: Sequence[str], name: str, *words: str) -> None:
+        """Starts another command of `blindmerge`, behind these words."""
+        with (self.folder / f"{name}.out").open("a") as out:
+            self.running[name] = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "blindmerge", *words],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment(),
+            )
+
+    def start_merge(self, job: Path | None = None) -> None:
         """Starts the coordinator's `server merge`, as `merge`."""
-        return self._start("merge", "server", *self._merge(job))
+        self.start_behind(self._prefix("server"), "merge", *self._merge(job))
 
     def kill(self, who: str) -> None:
         """SIGKILL, as if the machine lost power."""
@@ -116,11 +130,15 @@ class Deployment:
         self.running[who].wait()
 
     def run(
-        self, *words: str, timeout_s: float = 300, where: str = ""
+        self, *words: str, timeout_s: float = 300, where: str = "", answer: str = ""
     ) -> "subprocess.CompletedProcess[str]":
-        """Runs a command of `blindmerge` to its end.   where: at the server or an owner."""
+        """Runs a command of `blindmerge` to its end.
+
+        where: at the server or an owner.   answer: what a person types.
+        """
         return subprocess.run(
             [*self._prefix(where), sys.executable, "-m", "blindmerge", *words],
+            input=answer,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -157,25 +175,14 @@ class Deployment:
 
     def edit_policy(self, name: str, lines: Mapping[str, object]) -> None:
         """Sets keys of an owner's policy."""
-        _set(self.owners[name].policy_file, lines)
+        set_keys(self.owners[name].policy_file, lines)
 
     def new_job(self, name: str, **lines: object) -> Path:
         """Another job's file, with these keys set."""
         file = self.server.folder / f"{name}.toml"
         shutil.copy(self.job, file)
-        _set(file, {"name": name, **lines})
+        set_keys(file, {"name": name, **lines})
         return file
-
-    def _start(self, name: str, who: str, *words: str) -> "subprocess.Popen[str]":
-        with (self.folder / f"{name}.out").open("a") as out:
-            self.running[name] = subprocess.Popen(
-                [*self._prefix(who), sys.executable, "-m", "blindmerge", *words],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment(),
-            )
-        return self.running[name]
 
     def _prefix(self, who: str) -> Sequence[str]:
         return self._inside(who) if who else ()
@@ -201,7 +208,7 @@ class Deployment:
             "examples": self.material.examples,
             "max_length": self.material.max_length,
         }
-        _set(self.job, settings)
+        set_keys(self.job, settings)
 
     def _equip(self, number: int, name: str, address: str) -> None:
         """Model, data, roster and files of one owner, who trusts the coordinator."""
@@ -211,7 +218,7 @@ class Deployment:
         shutil.copy(self.server.roster_file, home.roster_file)
         files = {split: f"{split}.jsonl" for split in SPLITS}
         settings = {"base": str(self.base), "model": "own", **files, "server": address}
-        _set(home.client_file, settings)
+        set_keys(home.client_file, settings)
         policy: dict[str, object] = {
             "roster": self.server.roster().sha256.hex(),
             "base_models": [Checkpoint(self.base).sha256],
@@ -221,7 +228,7 @@ class Deployment:
             "rows_factor": self.material.rows_factor,
             "approve": "automatic",
         }
-        _set(home.policy_file, policy)
+        set_keys(home.policy_file, policy)
         text = home.policy_file.read_text().replace(
             "# expires = 2027-01-31", "expires = 9999-12-31"
         )
@@ -229,7 +236,7 @@ class Deployment:
         home.policy_file.write_text(text.replace('# coordinator = "..."', f'coordinator = "{key}"'))
 
 
-def _set(file: Path, values: Mapping[str, object]) -> None:
+def set_keys(file: Path, values: Mapping[str, object]) -> None:
     """Sets keys of a TOML file that stand in it, perhaps as comments."""
     lines, left = file.read_text().splitlines(), dict(values)
     for number, line in enumerate(lines):

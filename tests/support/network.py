@@ -11,15 +11,19 @@ all of it; what a killed test run left behind is removed by the next one.
 joins them by a wire that delays and loses packets instead.
 """
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TypeVar
 
 from support.processes import environment
 
@@ -28,6 +32,9 @@ __all__ = ["Link", "Network", "why_no_network"]
 _PREFIX = "blindmerge"
 _SWITCH = "switch"
 _SUBNET = "10.213.7"
+_FILES = Path("/etc/netns")
+_CLONE_NEWNET = 0x40000000
+_T = TypeVar("_T")
 
 
 def why_no_network() -> str:
@@ -54,11 +61,23 @@ class Link:
 
 
 class Network:
-    """The hosts with these names.   link: how slow and lossy it is between them; None: a switch."""
+    """The hosts with these names.
 
-    def __init__(self, *hosts: str, link: Link | None = None) -> None:
+    link: how slow and lossy it is between them; None: a switch.   alone: hosts without a cable.
+    files: what lies in /etc on every host, by name, in place of this machine's.
+    """
+
+    def __init__(
+        self,
+        *hosts: str,
+        link: Link | None = None,
+        alone: Sequence[str] = (),
+        files: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.hosts = hosts
         self._link = link
+        self._alone = alone
+        self._files = files
         self._wires: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Network":
@@ -86,6 +105,25 @@ class Network:
         """The words before a command that runs on a host."""
         return ["ip", "netns", "exec", _namespace(host)]
 
+    def call(self, host: str, work: Callable[[], _T]) -> _T:
+        """What `work` returns, done by this process as if it ran on a host."""
+
+        def there() -> _T:
+            with open(f"/run/netns/{_namespace(host)}") as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            return work()
+
+        # A thread of its own: only the one that enters a namespace is in there.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(there).result()
+
+    def add_address(self, host: str) -> str:
+        """One more IP address of a host."""
+        address = f"{_SUBNET}.{100 + self.hosts.index(host)}"
+        _ip("-n", _namespace(host), "address", "add", f"{address}/24", "dev", "eth0")
+        return address
+
     def sent_bytes(self, host: str) -> int:
         """Bytes that have left a host so far, headers included."""
         path = "/sys/class/net/eth0/statistics/tx_bytes"
@@ -104,9 +142,13 @@ class Network:
     def _make(self) -> None:
         switch = _namespace(_SWITCH)
         _ip("netns", "add", switch)
-        for host in self.hosts:
+        for host in (*self.hosts, *self._alone):
             _ip("netns", "add", _namespace(host))
             _ip("-n", _namespace(host), "link", "set", "lo", "up")
+            for name, text in self._files.items():
+                # `ip netns exec` lays what is here over /etc.
+                (_FILES / _namespace(host)).mkdir(parents=True, exist_ok=True)
+                (_FILES / _namespace(host) / name).write_text(text)
         if self._link is None:
             self._plug_in(switch)
         else:
@@ -142,8 +184,8 @@ class Network:
         if self._wires is not None:
             self._wires.kill()
             self._wires.communicate()
-        for host in (*self.hosts, _SWITCH):
-            subprocess.run(["ip", "netns", "delete", _namespace(host)], capture_output=True)
+        for host in (*self.hosts, *self._alone, _SWITCH):
+            _delete(_namespace(host))
 
 
 def _namespace(host: str) -> str:
@@ -161,4 +203,9 @@ def _remove_left_over() -> None:
     for line in _ip("netns", "list").splitlines():
         found = re.match(rf"{_PREFIX}-(\d+)-", line)
         if found and not os.path.exists(f"/proc/{found[1]}"):
-            subprocess.run(["ip", "netns", "delete", line.split()[0]], capture_output=True)
+            _delete(line.split()[0])
+
+
+def _delete(namespace: str) -> None:
+    subprocess.run(["ip", "netns", "delete", namespace], capture_output=True)
+    shutil.rmtree(_FILES / namespace, ignore_errors=True)

@@ -222,15 +222,15 @@ class Ledger:
         cost: Cost,
         budget: Budget,
         now: int,
-        place: Callable[[], str],
+        model: str,
     ) -> None:
-        """Charges a training whose model is ready, then lets `place` put it where it is used.
+        """Charges a training whose model is ready, before anybody gets it.
 
-        place: returns the model's hash in hex.   Raises as `release` does.
+        model: its hash in hex.   Raises as `release` does.
         """
         with self._locked():
             book = self._charge(self._read(dataset), subject, cost, budget, now)
-            self._store(book, subject, bytes.fromhex(place()), now)
+            self._store(book, subject, bytes.fromhex(model), now)
 
     def _charge(self, book: Book, subject: str, cost: Cost, budget: Budget, now: int) -> Book:
         if now < book.entries[-1].time:

@@ -277,22 +277,18 @@ def test_a_full_disk_is_explained_and_nothing_is_drawn(
 SGD = Training(multiplier=1.1, rate=0.1, steps=50)
 
 
-def train(ledger: Ledger, place: Callable[[], str], epsilon: float = 10.0) -> None:
-    budget = Budget(epsilon, DELTA)
-    cost = Cost(trainings=(SGD,))
-    ledger.train(DATASET, "training", cost=cost, budget=budget, now=NOW, place=place)
+MODEL = "ab" * 32
 
 
-def test_a_training_is_charged_before_its_model_has_its_place(
-    ledger: Ledger, tmp_path: Path
-) -> None:
-    def place() -> str:
-        assert b"charged" in (tmp_path / "ledger" / "entries").read_bytes()
-        return "ab" * 32
+def train(ledger: Ledger, epsilon: float = 10.0) -> None:
+    budget, cost = Budget(epsilon, DELTA), Cost(trainings=(SGD,))
+    ledger.train(DATASET, "training", cost=cost, budget=budget, now=NOW, model=MODEL)
 
-    train(ledger, place)
+
+def test_a_training_is_charged_and_its_model_known(ledger: Ledger) -> None:
+    train(ledger)
     book = ledger.read(DATASET)
-    assert book.training_of(bytes.fromhex("ab" * 32)) == SGD
+    assert book.training_of(bytes.fromhex(MODEL)) == SGD
     assert book.training_of(bytes(32)) is None
     assert book.spent == Cost(trainings=(SGD,))
 
@@ -301,28 +297,39 @@ def test_training_and_release_are_in_one_budget(ledger: Ledger) -> None:
     alone = Cost(trainings=(SGD,)).epsilon(DELTA)
     together = Cost(Fraction(1, 4), (SGD,)).epsilon(DELTA)
     assert alone < together < alone + epsilon_of(0.25, DELTA)
-    train(ledger, lambda: "ab" * 32, epsilon=alone)
+    train(ledger, epsilon=alone)
     noise, cost = _Noise(), Cost(Fraction(1, 4))
-    for epsilon, allowed in ((together * (1 - 1e-9), False), (together, True)):
-        try:
-            ledger.release(
-                DATASET, "job", cost=cost, budget=Budget(epsilon, DELTA), now=NOW, make=noise
-            )
-        except BudgetExhausted:
-            assert not allowed
-        else:
-            assert allowed
-    assert len(noise.made) == 1
+
+    def release(epsilon: float) -> None:
+        budget = Budget(epsilon, DELTA)
+        ledger.release(DATASET, "job", cost=cost, budget=budget, now=NOW, make=noise)
+
+    with pytest.raises(BudgetExhausted):
+        release(together * (1 - 1e-9))
+    assert not noise.made
+    release(together)
 
 
-def test_a_training_that_dies_before_its_place_is_spent_and_its_model_unknown(
-    ledger: Ledger,
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_every_write_no_model_is_known_that_was_not_charged(
+    tmp_path: Path, after: bool
 ) -> None:
-    def die() -> str:
-        raise _Killed
-
-    with pytest.raises(_Killed):
-        train(ledger, die)
-    book = ledger.read(DATASET)
-    assert book.spent == Cost(trainings=(SGD,))
-    assert book.training_of(bytes.fromhex("ab" * 32)) is None
+    for at in range(1, 100):
+        ledger = Ledger.create(tmp_path / str(at), DATASET, now=NOW)
+        with pytest.MonkeyPatch.context() as patch:
+            _Killer(patch, at, after=after)
+            try:
+                train(ledger)
+            except _Killed:
+                killed = True
+            else:
+                killed = False
+        book = ledger.read(DATASET)
+        if book.training_of(bytes.fromhex(MODEL)) is not None:
+            assert book.spent == Cost(trainings=(SGD,))
+        train(ledger, epsilon=100.0)
+        assert len(ledger.read(DATASET).spent.trainings) in (1, 2)
+        if not killed:
+            assert at > 5
+            return
+    raise AssertionError("it was killed every time")

@@ -253,7 +253,7 @@ def test_end_to_end_needs_a_model_that_was_trained_with_enough_noise(
         cost=Cost(trainings=(training,)),
         budget=account.budget,
         now=NOW,
-        place=lambda: Checkpoint(job.owners[0]).sha256,
+        model=Checkpoint(job.owners[0]).sha256,
     )
     with pytest.raises(PolicyRefused, match="together cost epsilon"):
         session(plans[0.99 * total], account, "dear")

@@ -1,0 +1,303 @@
+"""What noise costs in quality, and what it buys: accuracy against epsilon, and attacks.
+
+    python tests/bench/privacy_quality.py SUITE [--cache DIR] [--out DIR]
+
+SUITE as for `quality.py`; every organisation has all of its training texts. One seed. Its Gram
+matrices are collected once, and get noise for each epsilon as a job of its own would. The same
+five models serve all lines, so what differs is the noise. Options of RegMean are its defaults, and
+layers are left out by the rule on public numbers; nothing is chosen by test data.
+"""
+
+import argparse
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.quality import SETTINGS, Suite, apply, over, read_suite
+from blindmerge.checkpoint import Checkpoint, CheckpointWriter
+from blindmerge.merge import Average, BlockEvidence, GramEvidence, RegMean
+from blindmerge.plan import Plan
+from blindmerge.privacy.accountant import multiplier_for, rho_for, training_for
+from blindmerge.privacy.mechanism import PrivateGrams, project
+from blindmerge.privacy.terms import gram_groups, public_rows
+from blindmerge.privacy.utility import noise_to_signal
+from blindmerge.secagg.secret import OsRandomness
+from blindmerge.statistic import unpack_symmetric
+from blindmerge_client.batches import batches
+from blindmerge_client.collect.private import collect_private_grams, units_of
+from blindmerge_client.collect.whitening import Whitening
+from blindmerge_client.dp_sgd import TrainingNoise, finetune_with_noise
+from blindmerge_client.finetune import cached_finetune
+from blindmerge_client.models import load_model, load_tokenizer
+from blindmerge_client.options import LoraOptions, TrainingOptions
+from blindmerge_client.session import Session
+from blindmerge_server.noise_settings import NoiseSettings
+from blindmerge_server.simulate.noise_terms import noise_of, public_norms
+
+DELTA = 1e-6
+EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
+END_TO_END = (1.0, 8.0)
+LORA = LoraOptions(rank=8, alpha=16.0)
+RATE, CLIP = 0.1, 1.0
+
+
+def base_of(suite: Suite, cache: Path) -> Path:
+    """The prepared base of seed 0, as `quality.py` makes it."""
+    import hashlib
+
+    from blindmerge import canonical
+    from blindmerge_client.finetune import prepare_base
+    from blindmerge_server.simulate.embedded import embedded_folder
+
+    encoder = embedded_folder(cache, print) / "minilm"
+    key = canonical.encode([Checkpoint(encoder).sha256, suite.task, suite.labels, 0])
+    base = cache / "bases" / hashlib.sha256(key).hexdigest()
+    if not base.is_dir():
+        prepare_base(encoder, suite.labels, 0, base, suite.task)
+    return base
+
+
+class Bench:
+    """A suite with one base and one model per organisation."""
+
+    def __init__(self, suite: Suite, cache: Path, work: Path) -> None:
+        self.suite, self.work, self.cache = suite, work, cache
+        self.base = base_of(suite, cache)
+        self.checkpoint = Checkpoint(self.base)
+        self.examples = max(len(each) for each in suite.train.values())
+        self.max_length = SETTINGS[suite.task].training.max_length
+        self.plan = Plan(
+            job="bench",
+            base=self.checkpoint.sha256,
+            manifest=self.checkpoint.manifest,
+            task=suite.task,
+            labels=suite.labels,
+            method=RegMean(),
+            examples=self.examples,
+            max_length=self.max_length,
+            masks="off",
+        )
+        self.norms = public_norms(self.plan, self.base)
+        settings = NoiseSettings(mode="statistics", epsilon=8.0)
+        # The layers that the rule keeps at the largest epsilon: one collection serves them all.
+        self.noise = noise_of(self.plan, settings, self.norms, len(suite.train))
+        self.terms = self.noise.terms(self.plan.manifest, self.max_length)
+        self.groups = [g for g in gram_groups(self.plan.manifest) if g.name in self.terms.groups]
+        self.tokenizer = load_tokenizer(self.base)
+        self.whitening = Whitening.make(
+            load_model(self.base), self.tokenizer, self.groups, self.max_length, work / "whitening"
+        )
+
+    def sums(self, own: Mapping[str, Path]) -> dict[str, PrivateGrams]:
+        """The clipped sums of every organisation."""
+        found = {}
+        for domain, path in own.items():
+            texts = self.suite.train[domain].texts
+            alone = batches(self.tokenizer, texts, self.max_length, 1)
+            found[domain] = collect_private_grams(
+                load_model(path),
+                self.groups,
+                alone,
+                units_of(len(texts), None, 1),
+                self.whitening,
+                self.terms,
+            )
+        return found
+
+    def merge(
+        self, own: Mapping[str, Path], sums: Mapping[str, PrivateGrams], z: float | None
+    ) -> Path:
+        """RegMean with noise of multiplier z; without any if None, but clipped all the same."""
+        out = self.work / f"merged-{len(list(self.work.iterdir()))}"
+        released = {domain: self._released(grams, z) for domain, grams in sums.items()}
+        writer = CheckpointWriter(out, self.checkpoint, self.plan.blocks)
+        models = {domain: Checkpoint(path) for domain, path in own.items()}
+        for number, block in enumerate(self.plan.blocks):
+            weights, total = self.checkpoint.read(block.shapes), None
+            for domain, model in models.items():
+                evidence = BlockEvidence(
+                    base=weights,
+                    own=model.read(block.shapes),
+                    tokens=1,
+                    grams={g.name: self._evidence(g, released[domain], z) for g in block.groups},
+                )
+                sent = self.plan.method.contribution(block, evidence)
+                total = sent if total is None else total + sent
+            assert total is not None
+            writer.write(number, self.plan.method.solve(block, total, weights).weights)
+        writer.finish()
+        return out
+
+    def _released(self, grams: PrivateGrams, z: float | None) -> dict[str, Any]:
+        again = copy.deepcopy(grams)
+        again._terms = replace(self.terms, multiplier=0.01 if z is None else z)
+        return again.release(OsRandomness())
+
+    def _evidence(self, group: Any, released: Mapping[str, Any], z: float | None) -> GramEvidence:
+        if group.name not in self.terms.groups:
+            return GramEvidence(np.zeros((group.width, group.width)), 0)
+        terms = replace(self.terms, multiplier=0.01 if z is None else z)
+        ridge = terms.ridge(group.name, len(self.suite.train))
+        total = unpack_symmetric(project(released[group.name], group.width, ridge), group.width)
+        inverse = self.whitening.inverse(group.name)
+        total = inverse @ total @ inverse
+        return GramEvidence(
+            (total + total.T) / 2, public_rows(group, self.examples, self.max_length)
+        )
+
+    def regmean(self, own: Mapping[str, Path]) -> Path:
+        """RegMean without noise, from the Gram matrices of all layers."""
+        out = self.work / f"merged-{len(list(self.work.iterdir()))}"
+        sessions = [
+            Session(self.plan, self.base, path, self.suite.train[d].texts, self.work / f"off-{d}")
+            for d, path in own.items()
+        ]
+        writer = CheckpointWriter(out, self.checkpoint, self.plan.blocks)
+        for number, block in enumerate(self.plan.blocks):
+            total = reduce(add, (session.contribute(number) for session in sessions))
+            weights = self.checkpoint.read(block.shapes)
+            writer.write(number, self.plan.method.solve(block, total, weights).weights)
+        writer.finish()
+        return out
+
+    def average(self, own: Mapping[str, Path]) -> Path:
+        """The simple average of the models."""
+        out = self.work / f"merged-{len(list(self.work.iterdir()))}"
+        method = Average()
+        writer = CheckpointWriter(out, self.checkpoint, self.plan.blocks)
+        for number, block in enumerate(self.plan.blocks):
+            weights = self.checkpoint.read(block.shapes)
+            sent = [
+                method.contribution(
+                    block,
+                    BlockEvidence(base=weights, own=Checkpoint(p).read(block.shapes), tokens=1),
+                )
+                for p in own.values()
+            ]
+            total = sent[0]
+            for each in sent[1:]:
+                total = total + each
+            writer.write(number, method.solve(block, total, weights).weights)
+        writer.finish()
+        return out
+
+    def score(self, model: Path, part: str = "test") -> dict[str, float]:
+        """Mean accuracy and F1 over the organisations' data."""
+        sets = getattr(self.suite, part)
+        found = over(self.suite, sets, apply(self.suite, model, sets))
+        return dict(vars(found)) if not hasattr(found, "_asdict") else dict(found._asdict())
+
+
+def own_models(bench: Bench) -> dict[str, Path]:
+    """Fine-tuned without noise on all training texts of each organisation."""
+    options = SETTINGS[bench.suite.task].training.model_copy(update={"rows": None})
+    return {
+        domain: cached_finetune(
+            bench.cache / "models", bench.base, bench.checkpoint.sha256, examples, options
+        )
+        for domain, examples in bench.suite.train.items()
+    }
+
+
+def private_models(
+    bench: Bench, epsilon: float, rho: float, epochs: int, learning_rate: float
+) -> dict[str, Path]:
+    """LoRA with DP-SGD, what is left of epsilon after statistics of rho."""
+    steps = round(epochs / RATE)
+    training = training_for(epsilon, DELTA, RATE, steps, rho=rho)
+    noise = TrainingNoise(training, CLIP, RATE * bench.examples)
+    options = TrainingOptions(
+        learning_rate=learning_rate, max_length=bench.max_length, lora=LORA, weight_decay=0.0
+    )
+    found = {}
+    for domain, examples in bench.suite.train.items():
+        key = f"{domain}-{epsilon:g}-{rho:.4g}-{epochs}-{learning_rate:g}"
+        out = bench.cache / "private" / f"{bench.checkpoint.sha256[:16]}-{key}"
+        if not out.is_dir():
+            units = units_of(len(examples), None, 1)
+            finetune_with_noise(
+                bench.base, examples, units, options, noise, out, lambda _sha256: None
+            )
+        found[domain] = out
+        print(f"  trained {domain} at epsilon {epsilon:g}", flush=True)
+    return found
+
+
+def measure(bench: Bench, end_to_end: Sequence[float], epochs: int, lr: float) -> dict[str, Any]:
+    """Every line of the plot."""
+    own = own_models(bench)
+    sums = bench.sums(own)
+    found: dict[str, Any] = {"average": bench.score(bench.average(own))}
+    print("average", found["average"], flush=True)
+    found["clipped"] = bench.score(bench.merge(own, sums, None))
+    print("clipped, hardly any noise", found["clipped"], flush=True)
+    for epsilon in EPSILONS:
+        model = bench.merge(own, sums, multiplier_for(epsilon, DELTA))
+        found[f"statistics {epsilon:g}"] = bench.score(model)
+        print("statistics", epsilon, found[f"statistics {epsilon:g}"], flush=True)
+    del sums
+    found["off"] = bench.score(bench.regmean(own))
+    print("off", found["off"], flush=True)
+    for epsilon in end_to_end:
+        rho = 0.3 * rho_for(epsilon, DELTA)
+        private = private_models(bench, epsilon, rho, epochs, lr)
+        found[f"end-to-end average {epsilon:g}"] = bench.score(bench.average(private))
+        z = (2 * rho) ** -0.5
+        found[f"end-to-end {epsilon:g}"] = bench.score(bench.merge(private, bench.sums(private), z))
+        print("end-to-end", epsilon, found[f"end-to-end {epsilon:g}"], flush=True)
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Quality against epsilon.")
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/blindmerge"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--end-to-end", type=float, nargs="*", default=list(END_TO_END))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    options = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    cache = options.cache.expanduser()
+    task = "single-label"
+    SETTINGS[task] = replace(
+        SETTINGS[task], training=SETTINGS[task].training.model_copy(update={"rows": None})
+    )
+    with tempfile.TemporaryDirectory(prefix="privacy-") as folder:
+        bench = Bench(read_suite(options.suite), cache, Path(folder))
+        ratio = noise_to_signal(
+            width=max(group.width for group in bench.groups),
+            examples=bench.examples,
+            owners=len(bench.suite.train),
+            layers=len(bench.groups),
+            multiplier=multiplier_for(8.0, DELTA),
+        )
+        print(f"{len(bench.groups)} groups, noise to signal {ratio:.1f} at epsilon 8", flush=True)
+        found = measure(bench, options.end_to_end, options.epochs, options.learning_rate)
+        found["setting"] = {
+            "groups": len(bench.groups),
+            "examples": bench.examples,
+            "owners": len(bench.suite.train),
+            "delta": DELTA,
+            "noise_to_signal_at_8": ratio,
+            "training": {"rate": RATE, "clip": CLIP, "epochs": options.epochs},
+            "lora": LORA.model_dump(mode="json"),
+        }
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1) + "\n"
+    (options.out / "privacy-emotion.json").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

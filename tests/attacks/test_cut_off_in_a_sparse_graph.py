@@ -7,10 +7,11 @@ holders only, and those who "dropped out" open nothing.
 import numpy as np
 
 from blindmerge.errors import TooFewOwners
-from blindmerge.secagg.messages import Consent, ConsentList, Survivors
-from blindmerge_server.states import Collecting
+from blindmerge.secagg.adverts import Adverts
+from blindmerge.secagg.messages import AdvertList, Consent, ConsentList, Survivors
+from blindmerge_server.states import Collecting, Dealing
 from support.adversary import known_secrets, revealed_sums
-from support.secure_sum import Federation, federation, manifest_for
+from support.secure_sum import Federation, MemorySpool, federation, manifest_for
 
 OWNERS, VICTIM = 240, 7
 
@@ -60,3 +61,26 @@ def test_an_owner_whose_holders_are_missing_gives_nothing_away() -> None:
     assert owners.deliver(VICTIM, fewer.request(VICTIM)) == []
     assert isinstance(owners.errors.pop()[1], TooFewOwners)
     assert (manifest.hash, VICTIM) not in owners.masked
+
+
+def test_the_holders_of_one_owner_are_too_few_for_a_sum() -> None:
+    """They could open its secrets; but the honest ones among so few may be none beside it."""
+    owners = federation(101)
+    owners.restarts = False
+    manifest = manifest_for(owners.roster, block_elements=100)
+    state, _ = owners.advance(manifest, "R1")
+    assert isinstance(state, Dealing)
+    matrix = state.adverts.holders(manifest)
+    holders = [int(seat) for seat in np.flatnonzero(matrix[VICTIM])]
+    records = {seat: state.adverts[seat].encode() for seat in holders}
+    few = Adverts.of(records)
+    assert len(holders) > manifest.thresholds.threshold
+    assert owners.ask(VICTIM, AdvertList(manifest.hash, few)) == []
+    assert "31 owners advertised keys, 56 are needed" in owners.errors.pop()[1].message
+    # Nor if all have advertised keys, and these alone are said to have dealt shares.
+    later = owners.round(state, MemorySpool(), "R1").close()
+    assert isinstance(later, Collecting)
+    kept = {seat: later.deals[seat] for seat in holders}
+    fewer = Collecting(manifest, owners.roster, later.adverts, kept, {})
+    assert owners.deliver(VICTIM, fewer.request(VICTIM)) == []
+    assert "31 owners dealt shares, 56 are needed" in owners.errors.pop()[1].message

@@ -68,3 +68,16 @@ def test_a_list_of_dealers_that_is_too_short_or_not_true_is_refused() -> None:
     assert isinstance(_refusal(owners, others), ProtocolBroken)
     one_less = Deliveries(message.manifest_hash, (0, 1, 2, 3), *kept)
     assert isinstance(_refusal(owners, one_less), ProtocolBroken)
+
+
+def test_who_has_advertised_no_keys_has_dealt_no_shares() -> None:
+    """Owners would mask with the key of whoever has the place of the absent one."""
+    owners = federation(5)
+    owners.gone = {4: "R0"}
+    manifest = manifest_for(owners.roster)
+    state, _ = owners.advance(manifest, "R2")
+    message = parse(state.request(0), Limits.of(manifest))
+    assert isinstance(message, Deliveries)
+    error = _refusal(owners, replace(message, seats=(0, 1, 2, 3, 4)))
+    assert isinstance(error, ProtocolBroken)
+    assert "had not advertised keys" in error.message

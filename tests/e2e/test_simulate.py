@@ -157,9 +157,9 @@ cli.main()
 
 
 def test_an_owner_whose_process_is_killed_drops_out(tmp_path: Path) -> None:
-    """In the middle of masked input; of four owners, three are enough."""
+    """In the middle of masked input, of 48 bits; of four owners, three are enough."""
     four = (*OWNERS, "delta")
-    pico_federation(tmp_path, owners=four, job='method = "average"')
+    pico_federation(tmp_path, owners=four, job='method = "average"\nbits = 48')
     # Ray's workers get functions of the main module by value, hence no patch of the product.
     process = subprocess.run(
         [sys.executable, "-c", KILLED, "simulate", "federation.toml", "--out", "out"],
@@ -173,6 +173,7 @@ def test_an_owner_whose_process_is_killed_drops_out(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (only,) = report["sums"]["average"]
     assert only["owners"] == only["signed"] == only["opened"] == list(OWNERS)
+    assert report["job"]["masks"]["bits"] == 48
     missing = {owner["name"]: owner["missing"] for owner in report["owners"]}
     assert missing.keys() == set(four)
     assert [name for name, why in missing.items() if why] == ["delta"]

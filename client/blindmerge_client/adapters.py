@@ -24,7 +24,7 @@ from blindmerge.tensorfile import read_header
 from blindmerge_client.models import first_line, load_model, load_tokenizer, quiet, save_model
 from blindmerge_client.options import LoraOptions
 
-__all__ = ["full_weights", "with_lora", "without_lora"]
+__all__ = ["full_weights", "labels_of", "with_lora", "without_lora"]
 
 
 def full_weights(own: Path, base: Path, folder: Path) -> Path:
@@ -57,6 +57,12 @@ def full_weights(own: Path, base: Path, folder: Path) -> Path:
         with replacing(out) as temporary:
             save_model(model, load_tokenizer(base), temporary)
     return out
+
+
+def labels_of(own: Path, base: Path) -> tuple[str, ...]:
+    """The labels of an owner's model; of an adapter, those of the base."""
+    adapter = (own / ADAPTER_CONFIG).is_file() and not (own / "config.json").is_file()
+    return Checkpoint(base if adapter else own).labels
 
 
 def _added(own: Path, base: Path) -> PreTrainedModel:

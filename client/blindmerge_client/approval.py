@@ -9,6 +9,7 @@ from blindmerge.errors import BlindmergeError, ConfigInvalid
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
 from blindmerge.signed_plan import SignedPlan
+from blindmerge_client.adapters import labels_of
 from blindmerge_client.config import Home
 from blindmerge_client.data import read_examples
 from blindmerge_client.differencing import reason_to_ask
@@ -38,7 +39,8 @@ def read_question(home: Home, file: Path) -> Question:
     client = home.client()
     client.check(home.client_file)
     base = Checkpoint(client.base)
-    train = read_examples(client.train, base.labels, base.task)
+    labels = labels_of(client.model, client.base)
+    train = read_examples(client.train, labels, base.task)
     earlier = Jobs(home.jobs).earlier(signed.plan, train.sha256)
     return Question(signed, _roster(home), len(train), earlier, int(time.time()))
 

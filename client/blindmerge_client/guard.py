@@ -20,6 +20,7 @@ from blindmerge.identity import Roster
 from blindmerge.plan import Plan
 from blindmerge.secagg.messages import kind_of
 from blindmerge.signed_plan import SignedPlan
+from blindmerge_client.adapters import labels_of
 from blindmerge_client.config import Home, Policy
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.differencing import reason_to_ask
@@ -160,7 +161,8 @@ class Guard:
         return self._owner
 
     def _examples(self, path: Path) -> Examples:
-        return read_examples(path, self._base.labels, self._base.task)
+        labels = labels_of(self._client.model, self._client.base)
+        return read_examples(path, labels, self._base.task)
 
 
 _STEPS = {

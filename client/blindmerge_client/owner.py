@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from blindmerge.checkpoint import Tensors
+from blindmerge.checkpoint import Checkpoint, Tensors
 from blindmerge.errors import PeerInvalid, PolicyRefused
 from blindmerge.plan import Plan
 from blindmerge_client.data import Examples
@@ -93,5 +93,5 @@ class Owner:
         if self._test is None:
             return {}
         logits = predict(merged, self._test.texts, plan.max_length)
-        scores = score(plan.task, logits, self._test, plan.labels)
+        scores = score(plan.task, logits, self._test, Checkpoint(merged).labels)
         return {**scores.metrics, "examples": scores.examples}

@@ -71,7 +71,7 @@ class Session:
         self.folder = folder
         self._check_plan()
         self._own = Checkpoint(full_weights(own, base, folder))
-        check_fine_tuned(self._own, self._base)
+        check_fine_tuned(self._own, self._base, plan.manifest.kept)
         if not texts:
             raise DataInvalid("there are no examples to collect statistics from")
         self._noised = (
@@ -82,7 +82,7 @@ class Session:
         self._texts = tuple(texts[: plan.examples])
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._bind_folder()
-        self._writer = CheckpointWriter(folder / "merged", self._base, plan.blocks)
+        self._writer = CheckpointWriter(folder / "merged", self._base, plan.blocks, self._own)
 
     def _check_plan(self) -> None:
         # The coordinator reads these messages: no path of ours.
@@ -91,7 +91,9 @@ class Session:
                 "the plan is for another base model than this owner's",
                 hint="get the base model that the coordinator announced, or ask for the right plan",
             )
-        if self._base.manifest != self.plan.manifest or self._base.labels != self.plan.labels:
+        whole, kept = self._base.manifest, self.plan.manifest.kept
+        manifest, labels = (whole.with_head_kept, ()) if kept else (whole, self._base.labels)
+        if (manifest, labels) != (self.plan.manifest, self.plan.labels):
             raise PeerInvalid("the plan's tensors or labels are not those of its base model")
         self._check_max_length()
 

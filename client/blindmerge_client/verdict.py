@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.files import explaining
 from blindmerge.plan import Plan
 from blindmerge_client.adapters import full_weights
@@ -36,9 +37,10 @@ def compare(home: Home, plan: Plan) -> Comparison:
     """
     client, merged = home.client(), _merged(home, plan)
     own = full_weights(client.model, client.base, merged.parent)
-    examples = read_examples(client.validation, plan.labels, plan.task)
+    labels = Checkpoint(own).labels
+    examples = read_examples(client.validation, labels, plan.task)
     own_scores, merged_scores = (
-        score(plan.task, predict(folder, examples.texts, plan.max_length), examples, plan.labels)
+        score(plan.task, predict(folder, examples.texts, plan.max_length), examples, labels)
         for folder in (own, merged)
     )
     return Comparison(own_scores, merged_scores, len(examples), merged)

@@ -6,7 +6,7 @@ No torch: a server that only sums and solves does not need it, and nothing is un
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,6 +42,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Tensors in the dtype of the checkpoint."""
 
+_HEAD = "model-head.safetensors"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What changes from save to save and says nothing about the function that the model computes.
 _VOLATILE = {
@@ -138,13 +139,14 @@ class Checkpoint:
 
         Raises CheckpointInvalid if one is missing or holds NaN or infinity.
         """
-        return {name: array.astype(np.float64) for name, array in self._raw(names)}
+        return {name: array.astype(np.float64) for name, array in self.stored_numbers(names)}
 
     def dtype(self, name: str) -> npt.DTypeLike:
         """The dtype of a tensor in the file."""
         return DTYPES[self._stored[name].dtype]
 
-    def _raw(self, names: Iterable[str]) -> Iterable[tuple[str, npt.NDArray[Any]]]:
+    def stored_numbers(self, names: Iterable[str]) -> Iterable[tuple[str, npt.NDArray[Any]]]:
+        """The named tensors in the dtypes of the file, one by one (errors: see `read`)."""
         for name in names:
             if name not in self._stored:
                 raise CheckpointInvalid(f"'{self.path}' has no tensor '{name}'")
@@ -175,15 +177,16 @@ class Checkpoint:
             digest.update(_stable(read_json(self.path / _TOKENIZER_CONFIG)))
         for name, stored in sorted(self._stored.items()):
             digest.update(canonical.encode([name, stored.dtype, stored.shape]))
-            for _, array in self._raw([name]):
+            for _, array in self.stored_numbers([name]):
                 # As bytes: bfloat16 is no dtype that Python's buffers know.
                 digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
 
-def check_fine_tuned(own: Checkpoint, base: Checkpoint) -> None:
+def check_fine_tuned(own: Checkpoint, base: Checkpoint, kept: Collection[str] = ()) -> None:
     """Checks that `own` can have been fine-tuned from `base`.
 
+    kept: tensors that are the owner's own (`Manifest.kept`), as labels then are.
     Raises CheckpointInvalid for another architecture, other tensors, other labels or label
     order, weights that point elsewhere than the base's (another pre-training), or NaN.
     """
@@ -191,12 +194,14 @@ def check_fine_tuned(own: Checkpoint, base: Checkpoint) -> None:
         raise CheckpointInvalid(
             f"'{own.path}' is a {own.architecture}, the base a {base.architecture}"
         )
-    if own.labels != base.labels:
+    if kept:
+        _ = own.manifest  # its head is one for its labels
+    elif own.labels != base.labels:
         raise CheckpointInvalid(
             f"'{own.path}' has the labels {list(own.labels)}, the job {list(base.labels)}",
             hint="the order counts: fine-tune from the job's base checkpoint",
         )
-    for name in sorted(own.shapes.keys() | base.shapes.keys()):
+    for name in sorted((own.shapes.keys() | base.shapes.keys()) - set(kept)):
         ours, theirs = own.shapes.get(name), base.shapes.get(name)
         if ours != theirs:
             raise CheckpointInvalid(
@@ -237,13 +242,21 @@ class CheckpointWriter:
     """Writes a merged checkpoint, one shard per block, in the base's dtypes.
 
     blocks: what it is merged in, every tensor once; those of the base's manifest if left out.
+    head: has the tensors that no block has, and the labels; the base if left out.
     A shard is whole or absent; the index comes last, so an unfinished folder does not load.
     """
 
-    def __init__(self, path: Path, base: Checkpoint, blocks: Sequence[Block] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        base: Checkpoint,
+        blocks: Sequence[Block] | None = None,
+        head: Checkpoint | None = None,
+    ) -> None:
         self.path = path
         self._base = base
         self._blocks = base.manifest.blocks if blocks is None else tuple(blocks)
+        self._head = base if head is None else head
 
     def write(self, index: int, weights: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Writes block number `index`; returns its tensors in the dtypes of the base.
@@ -284,19 +297,28 @@ class CheckpointWriter:
             if file.is_file() and file.suffix in _COPIED and file.name != _INDEX:
                 with replacing(self.path / file.name) as temporary:
                     temporary.write_bytes(file.read_bytes())
-        index = {
-            "metadata": {"total_size": sum(f.stat().st_size for f in self._shards())},
-            "weight_map": {
-                name: self._shard(number)
-                for number, block in enumerate(self._blocks)
-                for name in block.shapes
-            },
+        weight_map = {
+            name: self._shard(number)
+            for number, block in enumerate(self._blocks)
+            for name in block.shapes
         }
+        weight_map |= self._add_head(self._head.shapes.keys() - weight_map.keys())
+        files = sorted(set(weight_map.values()))
+        size_bytes = sum((self.path / file).stat().st_size for file in files)
+        index = {"metadata": {"total_size": size_bytes}, "weight_map": weight_map}
         with replacing(self.path / _INDEX) as temporary:
             temporary.write_text(json.dumps(index, indent=1, sort_keys=True))
 
-    def _shards(self) -> list[Path]:
-        return [self.path / self._shard(index) for index in range(len(self._blocks))]
+    def _add_head(self, names: Collection[str]) -> dict[str, str]:
+        """Writes what no block has; returns the file of each of these tensors."""
+        if not names:
+            return {}
+        with replacing(self.path / _HEAD) as temporary:
+            tensors = dict(self._head.stored_numbers(sorted(names)))
+            temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+        with replacing(self.path / "config.json") as temporary:
+            temporary.write_bytes((self._head.path / "config.json").read_bytes())
+        return dict.fromkeys(names, _HEAD)
 
     def _shard(self, index: int) -> str:
         return f"model-{index + 1:05}-of-{len(self._blocks):05}.safetensors"

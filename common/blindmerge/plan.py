@@ -76,7 +76,8 @@ class Plan(BaseModel):
 
     job: its id.   base: content hash of the base checkpoint (`Checkpoint.sha256`).
     manifest: every tensor and its rule.   task: what the model does.
-    labels: in the order of the head's outputs, as the task has them (`check_labels`).
+    labels: in the order of the head's outputs, as the task has them (`check_labels`); none if
+    owners keep their heads (`Manifest.kept`).
     method: the merge method with its options.
     examples: at most so many of an owner's training examples enter its statistics.
     max_length: tokens after which a text is cut.
@@ -103,7 +104,10 @@ class Plan(BaseModel):
         if rules is None or self.task not in rules.tasks:
             raise ValueError("the model is not one for the task")
         try:
-            check_labels(self.task, self.labels)
+            if not self.manifest.kept:
+                check_labels(self.task, self.labels)
+            elif self.labels:
+                raise ValueError("owners that keep their heads have labels of their own")
         except ValueError as error:
             raise ValueError(f"labels: {error}") from None
         return self

@@ -12,7 +12,7 @@ jobs/        one folder per job
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
@@ -84,6 +84,10 @@ class JobSettings(BaseModel):
         description="the folder of the model that everybody started from"
     )
     method: AnyMethod = Field(description='how to merge, e.g. { name = "regmean" }')
+    heads: Literal["shared", "kept"] = Field(
+        default="shared",
+        description='"kept": only what is below the heads is merged; owners may differ in labels',
+    )
     examples: Annotated[int, Field(ge=1)] = Field(
         default=1000, description="so many of an owner's examples enter its statistics at most"
     )

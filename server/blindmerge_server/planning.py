@@ -25,13 +25,14 @@ def make_plan(job: JobSettings, roster: Roster) -> Plan:
             f"the base model '{job.base}' has no labels",
             hint="all owners fine-tune one classifier; give that checkpoint, with its new head",
         )
+    kept = job.heads == "kept"
     try:
         return Plan(
             job=job.name,
             base=base.sha256,
-            manifest=base.manifest,
+            manifest=base.manifest.with_head_kept if kept else base.manifest,
             task=base.task,
-            labels=base.labels,
+            labels=() if kept else base.labels,
             method=job.method,
             examples=job.examples,
             max_length=job.max_length,

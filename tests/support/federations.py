@@ -1,7 +1,7 @@
 """Federation files with pico models, for whole simulations in seconds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blindmerge.tasks import Task
@@ -18,10 +18,11 @@ def pico_federation(
     owners: Sequence[str] = ("alpha", "beta", "gamma"),
     job: str = "",
     task: Task = "single-label",
+    own_labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Writes an encoder, texts and `federation.toml` into `folder`; returns the file.
 
-    job: more lines of the [job] table.
+    job: more lines of the [job] table.   own_labels: of owners that do not have the job's.
     """
     labels = LABELS if task == "single-label" else labels_for(task)
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,11 +41,14 @@ def pico_federation(
     ]
     for number, owner in enumerate(owners):
         lines += ["[[owner]]", f'name = "{owner}"']
+        names = (own_labels or {}).get(owner, labels)
+        if names != labels:
+            lines.append(f"labels = {json.dumps(names)}")
         for offset, (split, size) in enumerate((("train", 96), ("validation", 16), ("test", 32))):
             examples = examples_for(task, size, 10 * number + offset)
             path = folder / owner / f"{split}.jsonl"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json_lines(examples, labels, task))
+            path.write_text(json_lines(examples, names, task))
             lines.append(f'{split} = "{owner}/{split}.jsonl"')
     file = folder / "federation.toml"
     file.write_text("\n".join(lines) + "\n")

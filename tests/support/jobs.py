@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -109,16 +109,19 @@ def make_job(
     )
 
 
-def make_plan_for(base: Path, method: str = "regmean", **options: Any) -> Plan:
-    """A plan for this base.   options: of the method."""
-    checkpoint = Checkpoint(base)
+def make_plan_for(
+    base: Path, method: str = "regmean", heads: Literal["shared", "kept"] = "shared", **options: Any
+) -> Plan:
+    """A plan for this base.   heads: whether owners keep theirs.   options: of the method."""
+    checkpoint, kept = Checkpoint(base), heads == "kept"
+    manifest = checkpoint.manifest
     return Plan.model_validate(
         {
             "job": "job-1",
             "base": checkpoint.sha256,
-            "manifest": checkpoint.manifest,
+            "manifest": manifest.with_head_kept if kept else manifest,
             "task": checkpoint.task,
-            "labels": checkpoint.labels,
+            "labels": () if kept else checkpoint.labels,
             "method": {"name": method, **options},
             "examples": 100,
             "max_length": 32,

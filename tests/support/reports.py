@@ -122,6 +122,7 @@ def _owner(name: str, rng: np.random.Generator, missing: bool) -> Owner:
     )
     return Owner(
         name=name,
+        labels=("negative", "positive"),
         examples=Examples(train=train, validation=train // 10, test=train // 5),
         bytes_sent={"regmean": 26_540_000, "average": 180_000_000, "fisher": 540_000_000},
         missing=gone if missing else None,

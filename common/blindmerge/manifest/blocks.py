@@ -190,20 +190,31 @@ class Block(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All blocks of a model, in forward order; no number and no group stands in it twice."""
+    """All blocks of a model, in forward order; no number and no group stands in it twice.
+
+    kept: tensors that are no block's, since every owner keeps its own: a head with its labels.
+    """
 
     model_config = _STRICT
     architecture: str
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    kept: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_rule_each(self) -> "Manifest":
         groups = [group for block in self.blocks for group in block.groups]
-        _check_once([name for block in self.blocks for name in block.shapes], "tensor")
+        merged = [name for block in self.blocks for name in block.shapes]
+        _check_once([*merged, *self.kept], "tensor")
         _check_once([layer.name for group in groups for layer in group.layers], "layer")
         _check_once([group.name for group in groups], "group")
         _check_once([block.name for block in self.blocks], "block")
         return self
+
+    @property
+    def with_head_kept(self) -> "Manifest":
+        """The same, but for the head, which stays with its owner."""
+        *body, head = self.blocks
+        return self.model_copy(update={"blocks": tuple(body), "kept": tuple(head.shapes)})
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -219,7 +230,7 @@ class Manifest(BaseModel):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor of the model."""
+        """Name and shape of every tensor that is merged."""
         return {name: shape for block in self.blocks for name, shape in block.shapes.items()}
 
 

@@ -94,7 +94,9 @@ class Job(BaseModel):
         description="the scores of the task: what `scores` calls each, and what people call it; "
         "the first one says which merged model is best"
     )
-    labels: tuple[str, ...] = Field(description="label names, in the order of the head's outputs")
+    labels: tuple[str, ...] = Field(
+        description="label names, in the order of the head's outputs; none if owners keep heads"
+    )
     examples: Count = Field(
         description="at most so many training examples entered an owner's statistics"
     )
@@ -126,6 +128,7 @@ class Owner(BaseModel):
 
     model_config = _STRICT
     name: str = Field(description="the owner's name in the federation file")
+    labels: tuple[str, ...] = Field(description="label names of its data")
     examples: Examples = Field(description="its labelled texts, by split")
     bytes_sent: dict[str, Count] = Field(
         description="bytes of the statistics that it sent, by id of the method"

@@ -16,6 +16,7 @@ import transformers
 
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint
+from blindmerge.errors import TooFewOwners
 from blindmerge.files import replacing
 from blindmerge.statistic import Array
 from blindmerge_client.data import Examples
@@ -26,7 +27,6 @@ from blindmerge_client.scores import score
 from blindmerge_client.tasks import TASKS
 from blindmerge_server.report.schema import DataScore, Kind, SystemScores
 from blindmerge_server.report.wording import name_of
-from blindmerge_server.simulate.federation import Job
 from blindmerge_server.simulate.setting import Setting
 from blindmerge_server.strategy import JobRecord
 
@@ -56,17 +56,22 @@ def systems(
     own: Mapping[str, Path],
     merged: Mapping[str, Path],
     jobs: Mapping[str, JobRecord],
-    pooled: Path,
+    pooled: Path | None,
     step: Callable[[int, int], None],
 ) -> tuple[SystemScores, ...]:
     """Every system, scored on the test data of every owner in `own`.
+
+    Where owners keep their heads, no model is one for another owner's labels: each has its own
+    model, and the merged one under its own head.
 
     own: checkpoint by owner.   merged: checkpoint by method.   jobs: the scores of the merged
     models that owners measured themselves; what an owner did not, is measured here.
     step: called with how many models have been applied, and how many there are.
     """
     tests = {owner: setting.splits[owner].test for owner in own}
-    scored = partial(_scored, setting.federation.job)
+    if pooled is None:
+        return _with_own_heads(setting, own, jobs, tests)
+    scored = partial(_scored, setting)
     logits: dict[str, dict[str, Array]] = {}
     for number, (owner, checkpoint) in enumerate(own.items()):
         step(number, len(own) + 1)
@@ -82,6 +87,24 @@ def systems(
     rows.append(scored("ensemble", "simulation-only", together, tests))
     rows.append(scored("multi-task", "simulation-only", of_pooled, tests))
     step(len(own) + 1, len(own) + 1)
+    return tuple(rows)
+
+
+def _with_own_heads(
+    setting: Setting,
+    own: Mapping[str, Path],
+    jobs: Mapping[str, JobRecord],
+    tests: Mapping[str, Examples],
+) -> tuple[SystemScores, ...]:
+    """Only owners can score a model under their heads, so those are shown that did."""
+    told = {o: t for o, t in tests.items() if all(o in job.scores for job in jobs.values())}
+    if not told:
+        raise TooFewOwners("no owner has told how good the merged model is under its head")
+    logits = {o: _remembered(setting, own[o], {o: test})[o] for o, test in told.items()}
+    rows = [_scored(setting, "own", "own", logits, told)]
+    for method, job in jobs.items():
+        scores = [_sent(owner, job.scores[owner]) for owner in told]
+        rows.append(SystemScores.of(method, "merged", name_of(method), scores))
     return tuple(rows)
 
 
@@ -110,18 +133,19 @@ def _remembered(
 
 
 def _scored(
-    job: Job,
+    setting: Setting,
     system: str,
     kind: Kind,
     predictions: Mapping[str, Array],
     tests: Mapping[str, Examples],
 ) -> SystemScores:
-    scores = [_score(job, owner, predictions[owner], test) for owner, test in tests.items()]
+    scores = [_score(setting, owner, predictions[owner], test) for owner, test in tests.items()]
     return SystemScores.of(system, kind, name_of(system), scores)
 
 
-def _score(job: Job, owner: str, predictions: Array, test: Examples) -> DataScore:
-    found = score(job.task, predictions, test, job.labels)
+def _score(setting: Setting, owner: str, predictions: Array, test: Examples) -> DataScore:
+    (pupil,) = (pupil for pupil in setting.pupils if pupil.name == owner)
+    found = score(pupil.task, predictions, test, pupil.labels)
     return DataScore(data=owner, metrics=dict(found.metrics), examples=found.examples)
 
 
@@ -138,14 +162,13 @@ def _merged(
     scores = []
     for owner, test in tests.items():
         if owner in here:
-            scores.append(_score(setting.federation.job, owner, here[owner], test))
+            scores.append(_score(setting, owner, here[owner], test))
         else:
-            sent = job.scores[owner]
-            scores.append(
-                DataScore(
-                    data=owner,
-                    metrics={name: value for name, value in sent.items() if name != "examples"},
-                    examples=round(sent["examples"]),
-                )
-            )
+            scores.append(_sent(owner, job.scores[owner]))
     return SystemScores.of(method, "merged", name_of(method), scores)
+
+
+def _sent(owner: str, scores: Mapping[str, float]) -> DataScore:
+    """What an owner published."""
+    metrics = {name: value for name, value in scores.items() if name != "examples"}
+    return DataScore(data=owner, metrics=metrics, examples=round(scores["examples"]))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -179,6 +179,7 @@ class Owner(BaseModel):
     """`[[owner]]`: an organisation with its own labelled texts.
 
     checkpoint: a model that was fine-tuned from the base already; None fine-tunes one.
+    labels: the owner's own; None if they are the job's.
     """
 
     model_config = _STRICT
@@ -192,6 +193,9 @@ class Owner(BaseModel):
     test: DataFile = Field(description="a file of labelled texts that nothing else uses")
     checkpoint: Annotated[Path | None, PlainValidator(_model_folder)] = Field(
         default=None, description="the folder of a model fine-tuned from the base"
+    )
+    labels: Annotated[tuple[str, ...], AfterValidator(_labels)] | None = Field(
+        default=None, description="the owner's own label names, if they are not the job's"
     )
     allow_masks_off: bool = Field(
         default=False, description="whether the server may see this owner's statistics"
@@ -213,6 +217,15 @@ class Federation(BaseModel):
         alias="owner", description="at least two [[owner]] tables"
     )
     _file: Path = PrivateAttr(default=Path("the federation"))
+
+    def labels_of(self, owner: Owner) -> tuple[str, ...]:
+        """The labels of an owner's data and head."""
+        return self.job.labels if owner.labels is None else owner.labels
+
+    @property
+    def heads_kept(self) -> bool:
+        """Whether owners keep their heads, since their labels differ."""
+        return any(self.labels_of(owner) != self.job.labels for owner in self.owners)
 
     @property
     def needs_embedded(self) -> bool:
@@ -299,7 +312,9 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
     mistakes = []
     if len(owners) < 2:
         mistakes.append(f"owner: {len(owners)} is too few; a simulation takes at least 2 owners")
-    mistakes += _mistaken_labels(raw.get("job"))
+    job = raw.get("job")
+    task = job.get("task", "single-label") if isinstance(job, dict) else None
+    mistakes += _mistaken_labels(task, job, "job")
     mistakes += _mistaken_masks(raw.get("job"), owners)
     names = owner_names(owners)
     twice = [name for name in dict.fromkeys(map(str, names)) if names.count(name) > 1]
@@ -308,19 +323,18 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
         if isinstance(owner, dict):
             key = owner_key(owners, index)
             mistakes += [f"{key}.{mistake}" for mistake in _shared_files(owner)]
+            mistakes += _mistaken_labels(task, owner, key)
     return mistakes
 
 
-def _mistaken_labels(job: object) -> Iterator[str]:
-    if not isinstance(job, dict):
-        return
-    task, labels = job.get("task", "single-label"), job.get("labels")
+def _mistaken_labels(task: Any, table: object, key: str) -> Iterator[str]:
+    labels = table.get("labels") if isinstance(table, dict) else None
     # What is wrong with one of them alone is told already.
     if task in get_args(Task) and isinstance(labels, list) and len(set(labels)) == len(labels):
         try:
             check_labels(task, [str(label) for label in labels])
         except ValueError as error:
-            yield f"job.labels: {error}"
+            yield f"{key}.labels: {error}"
 
 
 def _mistaken_masks(job: object, owners: list[object]) -> Iterator[str]:

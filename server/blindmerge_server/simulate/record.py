@@ -23,10 +23,10 @@ from blindmerge_server.report.schema import (
     Versions,
 )
 from blindmerge_server.simulate.apps import FlowerRun
-from blindmerge_server.simulate.setting import Setting
+from blindmerge_server.simulate.setting import Pupil, Setting
 from blindmerge_server.strategy import JobRecord
 
-__all__ = ["ADAPTER", "FILES", "TRANSCRIPTS", "make_report", "transcripts"]
+__all__ = ["ADAPTER", "FILES", "OWN", "TRANSCRIPTS", "make_report", "transcripts"]
 
 FILES = {
     "merged model": "merged",
@@ -38,6 +38,10 @@ FILES = {
 
 ADAPTER = "adapter"
 """The folder in it with the merged model as a LoRA adapter, if the job asks for one."""
+
+OWN = "owners"
+"""The folder in it with a model for each owner, the merged body under its own head, if heads are
+kept."""
 
 TRANSCRIPTS = "transcripts"
 """The folder in it with the signatures under the sums of the chosen method, if there are masks."""
@@ -62,7 +66,7 @@ def make_report(
             **{name: version(name) for name in ("blindmerge", "flwr", "torch", "transformers")}
         ),
         job=job,
-        owners=tuple(_owner(setting, run, pupil.name) for pupil in setting.pupils),
+        owners=tuple(_owner(setting, run, pupil) for pupil in setting.pupils),
         sums={name: _sums(setting, name, record) for name, record in run.jobs.items()},
         layers={
             name: tuple(Layer.of(layer) for layer in record.layers)
@@ -73,6 +77,7 @@ def make_report(
         adapter=adapter,
         files=FILES
         | ({"the same as an adapter": ADAPTER} if adapter else {})
+        | ({"merged models with the owners' heads": OWN} if setting.federation.heads_kept else {})
         | ({"signatures under the sums": TRANSCRIPTS} if masks else {}),
     )
 
@@ -115,7 +120,7 @@ def _job(setting: Setting) -> Job:
         task=federation.job.task,
         metrics={metric.id: metric.name for metric in METRICS[federation.job.task]},
         masks=_masks(setting.plans[chosen]),
-        labels=federation.job.labels,
+        labels=() if federation.heads_kept else federation.job.labels,
         examples=federation.job.examples,
         max_length=federation.training.max_length,
         methods=tuple(
@@ -143,7 +148,8 @@ def _masks(plan: Plan) -> Masks | None:
     )
 
 
-def _owner(setting: Setting, run: FlowerRun, name: str) -> Owner:
+def _owner(setting: Setting, run: FlowerRun, pupil: Pupil) -> Owner:
+    name = pupil.name
     splits = setting.splits[name]
     missing = None
     if name in run.missing:
@@ -155,6 +161,7 @@ def _owner(setting: Setting, run: FlowerRun, name: str) -> Owner:
             missing = Missing(method=method, step=lost.step, reason=lost.reason)
     return Owner(
         name=name,
+        labels=pupil.labels,
         examples=Examples(
             train=len(splits.train), validation=len(splits.validation), test=len(splits.test)
         ),

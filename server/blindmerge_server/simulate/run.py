@@ -15,10 +15,17 @@ from blindmerge.errors import ConfigInvalid
 from blindmerge.files import explaining
 from blindmerge_server.report.plots import plot_matrix, plot_scores
 from blindmerge_server.report.schema import Report, Seconds, write_report
-from blindmerge_server.simulate.apps import run_in_flower
+from blindmerge_server.simulate.apps import FlowerRun, run_in_flower
 from blindmerge_server.simulate.comparisons import multi_task, systems
 from blindmerge_server.simulate.federation import Federation
-from blindmerge_server.simulate.record import ADAPTER, FILES, TRANSCRIPTS, make_report, transcripts
+from blindmerge_server.simulate.record import (
+    ADAPTER,
+    FILES,
+    OWN,
+    TRANSCRIPTS,
+    make_report,
+    transcripts,
+)
 from blindmerge_server.simulate.setting import Setting, read_setting
 from blindmerge_server.simulate.watch import Watch
 
@@ -44,7 +51,9 @@ def simulate(federation: Federation, out: Path, cache: Path, watch: Watch) -> Re
         chosen = merged[next(iter(setting.plans))]
         adapter = _adapter(setting, chosen, work / ADAPTER)
         started_s = time.monotonic()
-        pooled = multi_task(setting, owners, partial(watch.step, "fine-tune: multi-task"))
+        pooled = None
+        if not federation.heads_kept:
+            pooled = multi_task(setting, owners, partial(watch.step, "fine-tune: multi-task"))
         comparisons_s = time.monotonic() - started_s
         started_s = time.monotonic()
         scores = systems(
@@ -64,6 +73,8 @@ def simulate(federation: Federation, out: Path, cache: Path, watch: Watch) -> Re
         folders = {FILES["merged model"]: chosen}
         if adapter is not None:
             folders[ADAPTER] = work / ADAPTER
+        if federation.heads_kept:
+            folders |= _own_models(setting, run)
         _write(report, folders, transcripts(setting, run), out)
     return report
 
@@ -72,7 +83,7 @@ def check_out(out: Path) -> None:
     """Raises ConfigInvalid if `out` cannot be written or holds more than an earlier run's files."""
     hint = "choose a new folder with --out"
     if out.is_dir():
-        known = {*FILES.values(), ADAPTER, TRANSCRIPTS}
+        known = {*FILES.values(), ADAPTER, OWN, TRANSCRIPTS}
         odd = sorted(path.name for path in out.iterdir() if path.name not in known)
         if odd:
             raise ConfigInvalid(f"the folder '{out}' holds other files, e.g. '{odd[0]}'", hint=hint)
@@ -86,6 +97,15 @@ def check_out(out: Path) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _own_models(setting: Setting, run: FlowerRun) -> dict[str, Path]:
+    """Where each owner in the result has the merged model under its own head."""
+    name, plan = next(iter(setting.plans.items()))
+    return {
+        f"{OWN}/{owner}": setting.owners / owner / plan.sha256 / "merged"
+        for owner in run.jobs[name].scores
+    }
 
 
 def _adapter(setting: Setting, merged: Path, out: Path) -> AdapterReport | None:
@@ -131,7 +151,7 @@ def _put(staged: Path, out: Path) -> None:
     if not out.exists():
         staged.rename(out)
         return
-    for name in (*FILES.values(), ADAPTER, TRANSCRIPTS):
+    for name in (*FILES.values(), ADAPTER, OWN, TRANSCRIPTS):
         with suppress(FileNotFoundError):
             _remove(out / name)
     for path in staged.iterdir():

@@ -42,6 +42,8 @@ class Splits:
 class Pupil:
     """An owner that has to be fine-tuned, or was: all that a worker process must know.
 
+    base: what the job's plans name.   start: what is fine-tuned: the base, with a head of the
+    owner's own labels if heads are kept.
     checkpoint: fine-tuned already; None takes it from the cache or trains it.
     roster, seed: encoded roster and the identity's secret; None lets the server see everything.
     colluders: of how many owners, in league with the server, it must stay safe.
@@ -49,7 +51,8 @@ class Pupil:
 
     name: str
     base: Path
-    base_sha256: str
+    start: Path
+    start_sha256: str
     train: Path
     test: Path
     task: Task
@@ -75,7 +78,7 @@ class Pupil:
         if self.checkpoint is not None:
             return self.checkpoint
         return cached_finetune(
-            self.cache, self.base, self.base_sha256, self.examples(), self.training, progress
+            self.cache, self.start, self.start_sha256, self.examples(), self.training, progress
         )
 
     def examples(self) -> Examples:
@@ -128,13 +131,13 @@ def read_setting(
     splits = {
         owner.name: Splits(
             *(
-                read_examples(path, job.labels, job.task)
+                read_examples(path, federation.labels_of(owner), job.task)
                 for path in (owner.train, owner.validation, owner.test)
             )
         )
         for owner in federation.owners
     }
-    base = _prepared(federation, cache)
+    base = _prepared(federation, job.labels, cache)
     check_max_length(base.path, federation.training.max_length)
     identities = _identities(federation)
     roster = Roster.of([each.member for each in identities.values()]) if identities else None
@@ -145,7 +148,7 @@ def read_setting(
         for name, plan in (plans if roster else {}).items()
     }
     pupils = tuple(
-        _pupil(federation, owner, base, cache, work, roster, identities.get(owner.name))
+        _pupil(federation, owner, base.path, cache, work, roster, identities.get(owner.name))
         for owner in federation.owners
     )
     return Setting(federation, base, splits, pupils, plans, roster, layouts, cache, work)
@@ -156,6 +159,8 @@ def _plans(
 ) -> dict[str, Plan]:
     """By id of the method.   Raises ConfigInvalid if one cannot merge such a model."""
     job, manifest = federation.job, base.manifest
+    if federation.heads_kept:
+        manifest = manifest.with_head_kept
     for method in job.methods.values():
         method.check(manifest)
     return {
@@ -164,7 +169,7 @@ def _plans(
             base=base.sha256,
             manifest=manifest,
             task=job.task,
-            labels=job.labels,
+            labels=() if manifest.kept else job.labels,
             method=method,
             examples=job.examples,
             max_length=federation.training.max_length,
@@ -183,43 +188,45 @@ def _identities(federation: Federation) -> dict[str, Identity]:
     }
 
 
-def _prepared(federation: Federation, cache: Path) -> Checkpoint:
-    """The base with the job's head, made once per source, task, labels and seed."""
+def _prepared(federation: Federation, labels: tuple[str, ...], cache: Path) -> Checkpoint:
+    """The base with a head for the labels, made once per source, task, labels and seed."""
     job, seed = federation.job, federation.training.seed
     source = Checkpoint(job.base)
-    content = canonical.encode([source.sha256, job.task, job.labels, seed])
+    content = canonical.encode([source.sha256, job.task, labels, seed])
     out = cache / "bases" / hashlib.sha256(content).hexdigest()
     if not out.is_dir():
-        prepare_base(source.path, job.labels, seed, out, job.task)
+        prepare_base(source.path, labels, seed, out, job.task)
     return Checkpoint(out)
 
 
 def _pupil(
     federation: Federation,
     owner: Owner,
-    base: Checkpoint,
+    base: Path,
     cache: Path,
     work: Path,
     roster: Roster | None,
     identity: Identity | None,
 ) -> Pupil:
-    checkpoint = owner.checkpoint
+    checkpoint, labels = owner.checkpoint, federation.labels_of(owner)
+    start = _prepared(federation, labels, cache)
     if checkpoint is not None:
         try:
-            checkpoint = full_weights(checkpoint, base.path, cache / "adapters")
-            check_fine_tuned(Checkpoint(checkpoint), base)
+            checkpoint = full_weights(checkpoint, start.path, cache / "adapters")
+            check_fine_tuned(Checkpoint(checkpoint), start)
         except BlindmergeError as error:
             raise type(error)(
                 f"owner.{owner.name}.checkpoint: {error.message}", hint=error.hint
             ) from error
     return Pupil(
         name=owner.name,
-        base=base.path,
-        base_sha256=base.sha256,
+        base=base,
+        start=start.path,
+        start_sha256=start.sha256,
         train=owner.train,
         test=owner.test,
         task=federation.job.task,
-        labels=federation.job.labels,
+        labels=labels,
         training=federation.training,
         checkpoint=checkpoint,
         cache=cache / "models",

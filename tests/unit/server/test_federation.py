@@ -135,11 +135,6 @@ MISTAKES = [
     ),
     (
         'base = "model"',
-        'base = "model"\ntask = "translation"',
-        'job.task: "translation" is not allowed; choose "single-label", "multi-label", "regres',
-    ),
-    (
-        'base = "model"',
         'base = "model"\ntask = "token-classification"',
         'job.labels: tags of words are "O" and, for each type of entity, "B-..." or "I-..."',
     ),
@@ -293,7 +288,7 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
         'job.labels: "a" occurs twice; every label needs its own name',
         f"owner.north.train: {folder}/no.csv does not exist",
         "owner.north.colour: is not a key of this table; known: name, train, validation, test, "
-        "checkpoint, allow_masks_off",
+        "checkpoint, labels, allow_masks_off",
     ]
 
 

@@ -120,7 +120,7 @@ def test_a_training_has_no_release_to_check(home: Home) -> None:
         cost=Cost(trainings=(TRAINING,)),
         budget=BUDGET,
         now=NOW + 999,
-        place=lambda: "ab" * 32,
+        model="ab" * 32,
     )
     assert run("verify", home.folder).exit_code == 0
     assert "training-1" in run("show", home.folder).output

@@ -63,7 +63,7 @@ def test_the_table_fits_a_terminal_of_80_columns(done: tuple[Path, str]) -> None
     lines = done[1].splitlines()
     # Paths stand alone and unbroken, so that they can be copied.
     assert max(len(line) for line in lines if "/" not in line or " " in line.strip()) <= 80
-    assert lines[1].strip() == MASKS_ON.format(least=3)
+    assert lines[0].strip() == MASKS_ON.format(least=3)
     for words in ("RegMean", "simple average", "Fisher", "ensemble", "multi-task"):
         assert words in done[1]
 
@@ -117,7 +117,7 @@ def test_without_masks_the_first_line_says_so(done: tuple[Path, str]) -> None:
         "simulate", "open.toml", "--out", "open", cwd=folder, cache=folder / "cache"
     )
     assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[1].strip() == MASKS_OFF
+    assert process.stdout.splitlines()[0].strip() == MASKS_OFF
     report = json.loads((folder / "open" / "report.json").read_text())
     assert list(report)[:2] == ["masks", "protection"]
     assert (report["masks"], report["protection"]) == (False, MASKS_OFF)

@@ -41,9 +41,9 @@ def render(report: Report, console: Console, *, folder: Path | None = None) -> N
     width = min(console.width, _WIDTH)
     owners = len(report.owners)
     chosen = report.job.methods[0].id
-    _line(console, f"{report.job.name}: {owners} owners, {name_of(chosen)}", width, "bold")
     style = "bold green" if report.masks else "bold yellow"
     _line(console, report.protection, width, style)
+    _line(console, f"{report.job.name}: {owners} owners, {name_of(chosen)}", width, "bold")
     console.print()
     for columns in _chunks(len(report.scored), width, _cell_width(report)):
         console.print(_scores(report, columns, width))

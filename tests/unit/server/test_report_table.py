@@ -95,7 +95,7 @@ def test_an_ascii_terminal_gets_ascii() -> None:
 def test_the_top_says_whether_masks_were_on() -> None:
     for masked, words in ((True, "masks on: "), (False, MASKS_OFF)):
         report = make_report(FOUR, masked=masked)
-        assert page(report).splitlines()[1].strip() == report.protection
+        assert page(report).splitlines()[0].strip() == report.protection
         assert report.protection.startswith(words)
 
 

@@ -295,36 +295,3 @@ def test_ctrl_c_stops_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert "blindmerge: error: stopped" in errors
     assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "cache").glob(".run-*")] == []
-
-
-@pytest.mark.parametrize(
-    ("breakage", "code", "words"),
-    [
-        ("label", 3, ["alpha/train.jsonl", "label"]),
-        ("empty", 3, ["beta/test.jsonl"]),
-        ("missing", 2, ["owner.gamma.train"]),
-        ("unknown-key", 2, ["federation.toml", "ridgee"]),
-        ("no-base", 2, ["job.base"]),
-    ],
-)
-def test_bad_input_is_named_before_any_work(
-    tmp_path: Path, breakage: str, code: int, words: list[str]
-) -> None:
-    file = pico_federation(tmp_path)
-    if breakage == "label":
-        (tmp_path / "alpha/train.jsonl").write_text('{"text": "good", "label": "neutral"}\n')
-    elif breakage == "empty":
-        (tmp_path / "beta/test.jsonl").write_text("")
-    elif breakage == "missing":
-        (tmp_path / "gamma/train.jsonl").unlink()
-    elif breakage == "unknown-key":
-        file.write_text(file.read_text().replace("rows_factor", "ridgee"))
-    else:
-        file.write_text(file.read_text().replace('"encoder"', '"nowhere"'))
-    process = simulate(tmp_path, file)
-    assert process.returncode == code, process.stderr
-    assert "Traceback" not in process.stderr
-    for word in words:
-        assert word in process.stderr
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "cache" / "models").exists()

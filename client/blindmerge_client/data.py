@@ -49,6 +49,13 @@ class Examples:
         content = canonical.encode({"texts": self.texts, "labels": self.labels})
         return hashlib.sha256(content).hexdigest()
 
+    @cached_property
+    def account(self) -> str:
+        """What a ledger calls these examples: a hash of them in whatever order."""
+        pairs = zip(self.texts, self.labels, strict=True)
+        hashes = sorted(hashlib.sha256(canonical.encode(pair)).digest() for pair in pairs)
+        return hashlib.sha256(b"".join(hashes)).hexdigest()
+
     def first(self, n: int) -> "Examples":
         """The first n examples, or all if there are fewer."""
         return Examples(self.texts[:n], self.labels[:n])

@@ -102,12 +102,13 @@ def roster(folder: Folder) -> None:
 @server.command("plan")
 def plan(folder: Folder, job: JobFile) -> None:
     """Write the signed plan of a job, which owners can read and check beforehand."""
+    from blindmerge.privacy.wording import guarantee
     from blindmerge_server.config import Home, JobSettings
-    from blindmerge_server.planning import write_plan
+    from blindmerge_server.planning import noise_warning, write_plan
 
-    home = Home(folder)
+    home, settings = Home(folder), JobSettings.read(job)
     home.settings()
-    signed = write_plan(home, JobSettings.read(job))
+    signed = write_plan(home, settings)
     masks = signed.plan.masks
     if masks == "off":
         raise AssertionError("plans of a coordinator have masks")
@@ -118,6 +119,9 @@ def plan(folder: Folder, job: JobFile) -> None:
     print(f"method   {signed.plan.method.name}")
     print(f"owners   {thresholds.owners}, of whom {thresholds.quorum} must stay to the end")
     print(f"safe     while at most {thresholds.colluders} owner(s) help the server")
+    print(f"\n{guarantee(signed.plan.noise)}")
+    if warning := noise_warning(signed.plan, settings):
+        print(f"\nWARNING: {warning}")
     print("\nOwners check it with: blindmerge client policy check DIR PLAN")
 
 

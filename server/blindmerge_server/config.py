@@ -35,6 +35,7 @@ from blindmerge.merge import AnyMethod
 from blindmerge.mistakes import shown
 from blindmerge.secagg.secret import Secret
 from blindmerge.settings import check_model, read_settings, refusal
+from blindmerge_server.noise_settings import NoiseSettings
 
 __all__ = ["Home", "JobSettings", "OwnerKeys", "ServerSettings"]
 
@@ -98,6 +99,9 @@ class JobSettings(BaseModel):
         default=None, description="so many owners may be in league with the server"
     )
     bits: Bits = Field(default=64, description="64, or 48 for smaller uploads")
+    noise: NoiseSettings | None = Field(
+        default=None, description="a [noise] table: noise with a proof, none without it"
+    )
     days: Annotated[int, Field(ge=1, le=365)] = Field(
         default=7, description="after so many days no owner joins any more"
     )

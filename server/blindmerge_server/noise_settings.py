@@ -35,6 +35,9 @@ class NoiseSettings(BaseModel):
     clip: Annotated[float, Field(ge=2.0**-64, le=2.0**64, allow_inf_nan=False)] | None = Field(
         default=None, description="largest joint norm of a unit; leave out for that of public text"
     )
+    gradient_clip: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = Field(
+        default=1.0, description='largest norm of a unit\'s gradient in "end-to-end" training'
+    )
     layers: Literal["auto", "all"] = Field(
         default="auto", description='"auto" averages layers that noise would drown'
     )

@@ -1,5 +1,7 @@
 """From a job's TOML file to the plan that the coordinator signs."""
 
+from pathlib import Path
+
 from pydantic import ValidationError
 
 from blindmerge.checkpoint import Checkpoint
@@ -9,12 +11,13 @@ from blindmerge.identity import Roster
 from blindmerge.plan import Masks, Plan
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_server.config import Home, JobSettings
+from blindmerge_server.simulate.noise_terms import warning_of, with_noise
 
-__all__ = ["make_plan", "read_plan", "write_plan"]
+__all__ = ["make_plan", "noise_warning", "read_plan", "write_plan"]
 
 
-def make_plan(job: JobSettings, roster: Roster) -> Plan:
-    """The plan of a job, always with masks.
+def make_plan(job: JobSettings, roster: Roster, norms: Path) -> Plan:
+    """The plan of a job, always with masks.   norms: folder for what noise knows of bases.
 
     Raises ConfigInvalid if the base model cannot be merged as the job says, and what
     `Checkpoint` and `Masks.of` raise.
@@ -27,7 +30,7 @@ def make_plan(job: JobSettings, roster: Roster) -> Plan:
         )
     kept = job.heads == "kept"
     try:
-        return Plan(
+        plan = Plan(
             job=job.name,
             base=base.sha256,
             manifest=base.manifest.with_head_kept if kept else base.manifest,
@@ -41,6 +44,16 @@ def make_plan(job: JobSettings, roster: Roster) -> Plan:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise ConfigInvalid(f"job '{job.name}' cannot be planned: {first['msg']}") from error
+    if job.noise is None:
+        return plan
+    return with_noise(plan, job.base, job.noise, len(roster), norms)
+
+
+def noise_warning(plan: Plan, job: JobSettings) -> str | None:
+    """What to do if noise will drown the statistics of a job; None if it will not."""
+    if job.noise is None or plan.masks == "off":
+        return None
+    return warning_of(plan, job.noise, plan.masks.thresholds.owners)
 
 
 def write_plan(home: Home, job: JobSettings) -> SignedPlan:
@@ -48,7 +61,7 @@ def write_plan(home: Home, job: JobSettings) -> SignedPlan:
 
     Raises ConfigInvalid if there is another plan of that name: owners may have read it.
     """
-    signed = SignedPlan.sign(make_plan(job, home.roster()), home.identity())
+    signed = SignedPlan.sign(make_plan(job, home.roster(), home.layouts), home.identity())
     file = home.plans / f"{job.name}.plan"
     if file.exists():
         if read_plan(home, job.name) != signed:

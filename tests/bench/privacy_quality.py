@@ -36,6 +36,7 @@ from blindmerge.statistic import unpack_symmetric
 from blindmerge_client.batches import batches
 from blindmerge_client.collect.private import collect_private_grams, units_of
 from blindmerge_client.collect.whitening import Whitening
+from blindmerge_client.data import read_examples
 from blindmerge_client.dp_sgd import TrainingNoise, finetune_with_noise
 from blindmerge_client.finetune import cached_finetune
 from blindmerge_client.models import load_model, load_tokenizer
@@ -270,12 +271,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     cache = options.cache.expanduser()
-    task = "single-label"
-    SETTINGS[task] = replace(
-        SETTINGS[task], training=SETTINGS[task].training.model_copy(update={"rows": None})
-    )
+    suite = read_suite(options.suite)
+    train = {
+        domain: read_examples(options.suite / domain / "train.jsonl.gz", suite.labels, suite.task)
+        for domain in suite.train
+    }
     with tempfile.TemporaryDirectory(prefix="privacy-") as folder:
-        bench = Bench(read_suite(options.suite), cache, Path(folder))
+        bench = Bench(replace(suite, train=train), cache, Path(folder))
         ratio = noise_to_signal(
             width=max(group.width for group in bench.groups),
             examples=bench.examples,

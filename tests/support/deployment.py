@@ -169,7 +169,7 @@ class Deployment:
 
     def signed(self, by: Identity | None = None, **changes: Any) -> SignedPlan:
         """The job's plan with some fields changed.   by: instead of the coordinator."""
-        plan = make_plan(JobSettings.read(self.job), self.server.roster())
+        plan = make_plan(JobSettings.read(self.job), self.server.roster(), self.server.layouts)
         fields = {name: getattr(plan, name) for name in Plan.model_fields}
         return SignedPlan.sign(Plan.model_validate(fields | changes), by or self.server.identity())
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from blindmerge.merge import AnyMethod, Average, Fisher, LayerReport, RegMean
+from blindmerge.privacy.wording import guarantee
 from blindmerge.tasks import METRICS, Task
 from blindmerge_server.report.schema import (
     MASKS_OFF,
@@ -71,6 +72,7 @@ def make_report(
     )
     return Report(
         masks=masked,
+        privacy=guarantee("off"),
         protection=MASKS_ON.format(least=3) if masked else MASKS_OFF,
         schema_version=3,
         created="2026-01-31T12:00:00Z",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from blindmerge.files import replacing
 from blindmerge.identity import Roster
 from blindmerge.plan import Masks as PlanMasks
+from blindmerge.privacy.wording import guarantee
 from blindmerge.signed_plan import SignedPlan
 from blindmerge.tasks import Task
 from blindmerge_server.report.schema import MASKS_ON, Layer, Masks, Sum, Versions
@@ -37,6 +38,7 @@ class JobReport(BaseModel):
 
     model_config = _STRICT
     protection: str = Field(description="what the server could see, in one sentence")
+    privacy: str = Field(description="what an epsilon covers, of which data, in plain words")
     schema_version: Literal[1] = Field(description="rises when a field changes its meaning")
     created: str = Field(description="when the job ended, UTC, ISO 8601")
     versions: Versions = Field(description="versions of the coordinator's software")
@@ -68,6 +70,7 @@ def job_report(
     thresholds = plan.masks.thresholds
     return JobReport(
         protection=MASKS_ON.format(least=thresholds.quorum),
+        privacy=guarantee(plan.noise),
         schema_version=1,
         created=created,
         versions=Versions(**versions),

@@ -18,7 +18,9 @@ def render_job(report: JobReport, folder: Path, console: Console) -> None:
     """Prints who was in the sums, what was sent and where the results are.   folder: theirs."""
     width = min(console.width, _WIDTH)
     console.print(f"\n[bold]{report.job}[/]: {report.method['name']}")
-    console.print(f"[bold green]{report.protection}[/]\n", width=width)
+    console.print(f"[bold green]{report.protection}[/]", width=width)
+    console.print(report.privacy, width=width, markup=False)
+    console.print()
     table = Table(box=None, pad_edge=False)
     metrics = METRICS[report.task][:2]
     numbers = ["sent", *(f"{metric.name}{', %' if metric.percent else ''}" for metric in metrics)]

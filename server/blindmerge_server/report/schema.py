@@ -246,6 +246,7 @@ class Report(BaseModel):
     model_config = _STRICT
     masks: bool = Field(description="whether contributions were masked, so that only sums showed")
     protection: str = Field(description="what the server could see, in one sentence")
+    privacy: str = Field(description="what an epsilon covers, of which data, in plain words")
     schema_version: Literal[3] = Field(
         description="rises when a field changes its meaning or goes away"
     )

@@ -43,6 +43,7 @@ def render(report: Report, console: Console, *, folder: Path | None = None) -> N
     chosen = report.job.methods[0].id
     style = "bold green" if report.masks else "bold yellow"
     _line(console, report.protection, width, style)
+    _line(console, report.privacy, width)
     _line(console, f"{report.job.name}: {owners} owners, {name_of(chosen)}", width, "bold")
     console.print()
     for columns in _chunks(len(report.scored), width, _cell_width(report)):

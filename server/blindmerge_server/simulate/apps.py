@@ -67,7 +67,16 @@ def _owner(pupil: Pupil) -> Owner:
 
     own = pupil.fine_tuned(step)
     test = read_examples(pupil.test, pupil.labels, pupil.task)
-    return Owner(pupil.name, pupil.base, own, pupil.examples(), pupil.folder, pupil.masks, test)
+    return Owner(
+        pupil.name,
+        pupil.base,
+        own,
+        pupil.examples(),
+        pupil.folder,
+        pupil.masks,
+        test,
+        pupil.account(own),
+    )
 
 
 def _log_to(path: Path) -> None:

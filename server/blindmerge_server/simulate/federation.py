@@ -31,6 +31,7 @@ from blindmerge.settings import check_file, check_model, read_toml, refusal
 from blindmerge.tasks import Task, check_labels
 from blindmerge_client.data import SUFFIXES
 from blindmerge_client.options import LoraOptions, TrainingOptions
+from blindmerge_server.noise_settings import NoiseSettings
 
 __all__ = [
     "Federation",
@@ -213,6 +214,9 @@ class Federation(BaseModel):
     training: TrainingOptions = Field(
         default_factory=TrainingOptions, description="how owners fine-tune"
     )
+    noise: NoiseSettings | None = Field(
+        default=None, description="noise with a proof, or none if the table is left out"
+    )
     owners: Annotated[tuple[Owner, ...], BeforeValidator(_tables)] = Field(
         alias="owner", description="at least two [[owner]] tables"
     )
@@ -273,6 +277,7 @@ _OWNER_PATHS = ("train", "validation", "test", "checkpoint")
 _TABLES: Tables = {
     "": Federation,
     "job": Job,
+    "noise": NoiseSettings,
     "owner": Owner,
     "training": TrainingOptions,
     "training.lora": LoraOptions,

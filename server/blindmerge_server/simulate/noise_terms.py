@@ -13,13 +13,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from blindmerge import canonical
+from blindmerge.errors import ConfigInvalid
 from blindmerge.files import replacing
 from blindmerge.manifest import Group
 from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
-from blindmerge.privacy.terms import GramNoise, Noise, alone, gram_groups
+from blindmerge.privacy.terms import REASONS, GramNoise, Noise, alone, gram_groups
 from blindmerge.privacy.utility import DROWNED, advice, noise_to_signal
 from blindmerge.statistic import Array
 from blindmerge_client.batches import batches
@@ -29,7 +31,7 @@ from blindmerge_client.collect.whitening import Whitening
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_server.noise_settings import NoiseSettings
 
-__all__ = ["cached_norms", "noise_of", "public_norms", "released", "warning_of"]
+__all__ = ["cached_norms", "noise_of", "public_norms", "released", "warning_of", "with_noise"]
 
 _RULE = 1  # rises when the same base gets other norms
 _TEXTS = 64
@@ -60,6 +62,27 @@ def noise_of(plan: Plan, settings: NoiseSettings, norms: dict[str, float], owner
     if settings.epsilon is None:
         noise = noise.model_copy(update={"epsilon": noise.cost.epsilon(settings.delta)})
     return noise
+
+
+def with_noise(plan: Plan, base: Path, settings: NoiseSettings, owners: int, cache: Path) -> Plan:
+    """The plan with noise.   plan: without.   base: the checkpoint that it names.
+
+    Raises ConfigInvalid if the method cannot run with it, or the numbers are out of range.
+    """
+    reason = REASONS[plan.method.name]
+    if reason is not None:
+        raise ConfigInvalid(
+            f"the method '{plan.method.name}' cannot run with noise: {reason}",
+            hint="take average or regmean, here and in `compare`, or leave out the noise",
+        )
+    grams = Evidence.GRAM in plan.method.needs
+    norms = cached_norms(plan, base, cache) if grams else {}
+    fields = {name: getattr(plan, name) for name in Plan.model_fields}
+    try:
+        return Plan.model_validate(fields | {"noise": noise_of(plan, settings, norms, owners)})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ConfigInvalid(f"noise: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def released(

@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from blindmerge.adapter import AdapterReport
 from blindmerge.plan import Plan
+from blindmerge.privacy.wording import guarantee
 from blindmerge.tasks import METRICS
 from blindmerge_server.report.schema import (
     MASKS_OFF,
@@ -60,6 +61,7 @@ def make_report(
     return Report(
         masks=masks is not None,
         protection=MASKS_ON.format(least=masks.least_owners) if masks else MASKS_OFF,
+        privacy=guarantee(setting.plans[job.methods[0].id].noise),
         schema_version=3,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions=Versions(

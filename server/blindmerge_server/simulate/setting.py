@@ -17,14 +17,24 @@ from blindmerge.plan import Masks, Plan
 from blindmerge.secagg.secret import OsRandomness, Secret
 from blindmerge.tasks import Task
 from blindmerge_client.adapters import full_weights
+from blindmerge_client.collect.private import units_of
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import cached_finetune, prepare_base
 from blindmerge_client.models import check_max_length
+from blindmerge_client.noise import Account
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.seat import Membership
 from blindmerge_server.simulate.bounds import Layouts, cached_layouts
 from blindmerge_server.simulate.embedded import embedded_folder
 from blindmerge_server.simulate.federation import Federation, Owner
+from blindmerge_server.simulate.noise_terms import warning_of, with_noise
+from blindmerge_server.simulate.private_owners import (
+    OwnerNoise,
+    account_of,
+    check_owners,
+    noise_of_owners,
+    trained_with_noise,
+)
 
 __all__ = ["Pupil", "Setting", "Splits", "read_setting"]
 
@@ -64,6 +74,7 @@ class Pupil:
     roster: bytes | None
     colluders: int | None
     seed: bytes | None = field(repr=False)
+    noise: OwnerNoise | None = None
 
     @property
     def masks(self) -> Membership | Literal["off"]:
@@ -77,9 +88,29 @@ class Pupil:
         """The folder of the owner's own model (errors: see `finetune`)."""
         if self.checkpoint is not None:
             return self.checkpoint
+        if self.noise is not None and self.noise.training is not None:
+            examples = self.examples()
+            persons = self.noise.persons(self.train, self.task)
+            return trained_with_noise(
+                self.cache,
+                self.start,
+                self.start_sha256,
+                examples,
+                units_of(len(examples), persons, self.noise.unit_examples),
+                self.training,
+                self.noise.training,
+                progress,
+            )
         return cached_finetune(
             self.cache, self.start, self.start_sha256, self.examples(), self.training, progress
         )
+
+    def account(self, own: Path) -> Account | None:
+        """Where noise is charged; None if the job has none.   own: the owner's model."""
+        if self.noise is None:
+            return None
+        persons = self.noise.persons(self.train, self.task)
+        return account_of(self.folder, self.examples(), persons, self.noise, own)
 
     def examples(self) -> Examples:
         """The training examples."""
@@ -137,12 +168,13 @@ def read_setting(
         )
         for owner in federation.owners
     }
+    check_owners(federation, {name: each.train for name, each in splits.items()})
     base = _prepared(federation, job.labels, cache)
     check_max_length(base.path, federation.training.max_length)
     identities = _identities(federation)
     roster = Roster.of([each.member for each in identities.values()]) if identities else None
     masks: Masks | Literal["off"] = Masks.of(roster, job.colluders, job.bits) if roster else "off"
-    plans = _plans(federation, base, masks)
+    plans = _noised(_plans(federation, base, masks), federation, base, cache, say)
     layouts = {
         name: cached_layouts(plan, base.path, cache / "layouts")
         for name, plan in (plans if roster else {}).items()
@@ -177,6 +209,25 @@ def _plans(
         )
         for name, method in job.methods.items()
     }
+
+
+def _noised(
+    plans: dict[str, Plan],
+    federation: Federation,
+    base: Checkpoint,
+    cache: Path,
+    say: Callable[[str], None],
+) -> dict[str, Plan]:
+    """The plans with noise, if there is to be any; says beforehand what it will drown."""
+    settings, owners = federation.noise, len(federation.owners)
+    if settings is None:
+        return plans
+    found = {}
+    for name, plan in plans.items():
+        found[name] = with_noise(plan, base.path, settings, owners, cache / "norms")
+        if warning := warning_of(plan, settings, owners):
+            say(f"{name}: {warning}")
+    return found
 
 
 def _identities(federation: Federation) -> dict[str, Identity]:
@@ -234,4 +285,5 @@ def _pupil(
         roster=None if roster is None else roster.encode(),
         colluders=federation.job.colluders,
         seed=None if identity is None else identity.seed.reveal(),
+        noise=noise_of_owners(federation),
     )

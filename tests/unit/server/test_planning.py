@@ -79,9 +79,9 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(
 ) -> None:
     headless = pico_encoder(tmp_path / "headless", "bert")
     with pytest.raises(BlindmergeError):
-        make_plan(settings(federation, base=headless), federation.server.roster())
+        make_plan(settings(federation, base=headless), federation.server.roster(), tmp_path)
     with pytest.raises(ConfigInvalid, match="cannot be planned"):
-        make_plan(settings(federation, name="Not A Name"), federation.server.roster())
+        make_plan(settings(federation, name="Not A Name"), federation.server.roster(), tmp_path)
     federation.server.remove("anna")
     with pytest.raises(TooFewOwners, match="needs 3 owners"):
         write_plan(federation.server, settings(federation))

@@ -148,13 +148,19 @@ class _Methods(Rule):
     change = 'add "{asked}" to methods'
 
     def asked(self, question: Question) -> str:
-        return question.plan.method.name
+        return next(iter(self._missing(question)), question.plan.method.name)
 
     def allowed(self) -> str:
         return _any_of(self.policy.methods)
 
     def _holds(self, question: Question) -> bool:
-        return question.plan.method.name in self.policy.methods
+        return not self._missing(question)
+
+    def _missing(self, question: Question) -> list[str]:
+        method = question.plan.method
+        # A share of Fisher merging sends what Fisher merging sends.
+        names = [method.name, *(["fisher"] if Evidence.FISHER in method.needs else [])]
+        return [name for name in names if name not in self.policy.methods]
 
 
 class _Layers(Rule):
@@ -202,7 +208,8 @@ class _Embeddings(Rule):
 
     def _averaged(self, plan: Plan) -> bool:
         grams = any("embedding" in layer for layer in _gram_layers(plan))
-        return not grams and Evidence.FISHER not in plan.method.needs
+        informed = (name for block in plan.blocks for name in plan.method.informed(block))
+        return not grams and not any("embedding" in name for name in informed)
 
 
 class _LeastOwners(Rule):

@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blindmerge import canonical
@@ -17,7 +19,7 @@ from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_f
 from blindmerge.errors import ConfigInvalid, DataInvalid, PeerInvalid, SchemaMismatch
 from blindmerge.files import replacing
 from blindmerge.manifest import Block
-from blindmerge.merge import BlockEvidence, CrossGramEvidence, Evidence, Fisher, GramEvidence
+from blindmerge.merge import BlockEvidence, CrossGramEvidence, Evidence, GramEvidence
 from blindmerge.plan import Plan
 from blindmerge.privacy.mechanism import PrivateGrams
 from blindmerge.statistic import Array, Statistic
@@ -169,7 +171,7 @@ class Session:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        return load_model(self._own.path)
+        return _loaded(self._own.path)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -190,7 +192,7 @@ class Session:
     @cached_property
     def _merged_runner(self) -> BlockRunner:
         """Of the model merged so far; what is not merged yet is the owner's."""
-        return self._runner_of(load_model(self._own.path), _MERGED_STATES)
+        return self._runner_of(_loaded(self._own.path), _MERGED_STATES)
 
     def _runner_of(self, model: PreTrainedModel, states: str) -> BlockRunner:
         manifest, folder = self.plan.manifest, self.folder / states
@@ -240,10 +242,18 @@ class Session:
         return runner
 
     def _fishers(self, block: Block) -> dict[str, Array]:
-        method = self.plan.method
-        if not isinstance(method, Fisher):
+        plan, method = self.plan, self.plan.method
+        names = method.informed(block)
+        if not names:
             return {}
         folder = self.folder / "fisher"
-        few = self._batched(self._texts[: method.examples], _FISHER_BATCH_SIZE)
-        collect_fisher(self._model, self.plan.task, self.plan.manifest, few, folder)
-        return read_fisher(folder, list(block.shapes))
+        few = self._batched(self._texts[: method.informed_by], _FISHER_BATCH_SIZE)
+        wanted = {name: b.shapes[name] for b in plan.blocks for name in method.informed(b)}
+        collect_fisher(self._model, plan.task, wanted, few, folder)
+        return read_fisher(folder, names)
+
+
+def _loaded(path: Path) -> PreTrainedModel:
+    """The model, on a GPU if there is one."""
+    model: Any = load_model(path)
+    return cast(PreTrainedModel, model.to("cuda" if torch.cuda.is_available() else "cpu"))

@@ -207,6 +207,8 @@ def _check_noise(plan: Plan, noise: Noise) -> None:
     reason = REASONS[plan.method.name]
     if reason is not None:
         raise ValueError(f"the method '{plan.method.name}' cannot run with noise: {reason}")
+    if Evidence.FISHER in plan.method.needs:
+        raise ValueError(f"no share of Fisher merging with noise: {REASONS['fisher']}")
     if getattr(plan.method, "weighting", "equal") != "equal":
         raise ValueError('weighting = "tokens" would tell how many tokens an owner has')
     if plan.examples > MOST_UNITS:

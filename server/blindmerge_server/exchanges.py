@@ -55,6 +55,8 @@ def exchanges(plan: Plan) -> tuple[tuple[Exchange, ...], tuple[int, ...]]:
         if masked:
             steps += [Exchange(Kind.CONSISTENCY, phase), Exchange(Kind.UNMASK, phase)]
         before = blocks
+    if plan.method.revises:
+        before = tuple(range(len(plan.blocks)))
     *portions, last = _portions(plan, before)
     steps += [Exchange(Kind.DELIVERY, len(plan.phases) - 1, None, each) for each in portions]
     return tuple(steps), last

@@ -64,13 +64,22 @@ class BlockSum:
 
 
 def solve_block(
-    plan: Plan, total: Total, base: Checkpoint, writer: CheckpointWriter
+    plan: Plan,
+    total: Total,
+    base: Checkpoint,
+    writer: CheckpointWriter,
+    interim: CheckpointWriter | None = None,
 ) -> tuple[LayerReport, ...]:
     """Solves a block and writes its merged tensors.
 
+    interim: gets those that later blocks are measured in, of a method that `revises`.
     Raises NotFinite if the solution does not fit the base's dtypes.
     """
     block = plan.blocks[total.block]
     solved = plan.method.solve(block, total.statistic, base.read(block.shapes))
+    if solved.interim is not None:
+        if interim is None:
+            raise ValueError("a method that revises needs a place for what it revises")
+        interim.write(total.block, solved.interim)
     writer.write(total.block, solved.weights)
     return solved.layers

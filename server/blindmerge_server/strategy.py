@@ -8,6 +8,7 @@ merged tensors go with the request to evaluate. Use it as any strategy:
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class Merge(Strategy):
         self.record.proofs = sums.proofs
         self._base = base
         self._writer = CheckpointWriter(out, base, plan.blocks)
+        self._interim = CheckpointWriter(out.with_name(f"{out.name}.interim"), base, plan.blocks)
         self._nodes = {n: name for n, name in nodes.items() if name not in self.record.dropped}
         self._asked: dict[int, str] = {}
         self._sums = sums
@@ -136,6 +138,7 @@ class Merge(Strategy):
             self.record.seconds[step] = time.monotonic() - self._started_s
         if server_round == self.rounds:
             self._writer.finish()
+            shutil.rmtree(self._interim.path, ignore_errors=True)
         self._on_exchange(self._sums.closed)
         return None, None
 
@@ -170,7 +173,9 @@ class Merge(Strategy):
 
     def _solve(self, totals: Iterable[Total]) -> None:
         for total in totals:
-            self.record.layers += solve_block(self.plan, total, self._base, self._writer)
+            self.record.layers += solve_block(
+                self.plan, total, self._base, self._writer, self._interim
+            )
             self.record.owners[self.plan.blocks[total.block].name] = total.owners
 
     def _requests(
@@ -183,7 +188,9 @@ class Merge(Strategy):
     ) -> list[Message]:
         # A list, which costs nothing: they share the tensors. Flower's grid over HTTP goes
         # through them twice, and would send nothing of a generator.
-        merged = self._merged(deliver)
+        asks = exchange is not None and exchange.kind is not Kind.DELIVERY
+        revised = asks and self.plan.method.revises
+        merged = _tensors(self._interim if revised else self._writer, deliver)
         requests = []
         self._asked = {n: owner for n, owner in self._nodes.items() if owner not in answered}
         for node, owner in sorted(self._asked.items()):
@@ -197,16 +204,6 @@ class Merge(Strategy):
             content = RecordDict({"request": request, "merged": merged})
             requests.append(Message(content, dst_node_id=node, message_type=kind))
         return requests
-
-    def _merged(self, blocks: Sequence[int]) -> ArrayRecord:
-        """The merged tensors of these blocks, as they were written."""
-        return ArrayRecord(
-            {
-                name: Array(*to_wire(array))
-                for block in blocks
-                for name, array in self._writer.read(block).items()
-            }
-        )
 
     def _take(self, exchange: Exchange, owner: str, content: RecordDict) -> None:
         # Not `content.array_records`, nor left in there: these refer to themselves and would keep
@@ -274,6 +271,17 @@ def _failure(code: int) -> str:
     if code == ErrorCode.INVALID_FAB:
         return "its blindmerge takes other bundles than the server's: compare the versions"
     return f"the node failed (code {code})"
+
+
+def _tensors(writer: CheckpointWriter, blocks: Sequence[int]) -> ArrayRecord:
+    """The merged tensors of these blocks, as they were written."""
+    return ArrayRecord(
+        {
+            name: Array(*to_wire(array))
+            for block in blocks
+            for name, array in writer.read(block).items()
+        }
+    )
 
 
 def _scores(task: Task, record: MetricRecord) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Quality of the merge methods over a suite of domains; one domain plays one organisation.
 
-    python tests/bench/quality.py SUITE... [--cache DIR] [--out DIR]
+    python tests/bench/quality.py SUITE... [--cache DIR] [--out DIR] [--seeds-at-once N]
 
 SUITE holds DOMAIN/{train,validation,test}.jsonl.gz; domains with test data alone are out of
 domain. Every organisation fine-tunes the same base on its own domain, three times with
@@ -14,9 +14,10 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from multiprocessing import get_context
@@ -51,7 +52,7 @@ class Settings:
     training: `rows` of it are an organisation's training texts.
     statistics: of them, so many enter the statistics.   test: at most so many texts of each
     set of test data, the first ones.   choose_by: which score chooses.
-    variants: what validation data may choose from; the first of each method is its default.
+    variants: what validation data may choose from, by row of the table.
     """
 
     training: TrainingOptions
@@ -65,6 +66,22 @@ class Settings:
 FORWARD: Mapping[str, Sequence[AnyMethod]] = {
     "RegMean++": [RegMeanPlusPlus(rows_factor=0.0)],
     "progressive": [Progressive(rows_factor=0.0)],
+    "progressive, Fisher's share": [
+        Progressive(rows_factor=0.0, fisher_share=share, fisher_examples=128)
+        for share in (0.25, 0.5)
+    ],
+}
+ONE_SHOT: Mapping[str, Sequence[AnyMethod]] = {
+    "average": [Average()],
+    "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-9)],
+    "RegMean": [
+        *(RegMean(rows_factor=0.0, ridge=ridge) for ridge in (0.1, 0.01, 1.0)),
+        RegMean(rows_factor=0.0, weighting="tokens"),
+        RegMean(rows_factor=0.0, ridge=1e-6, off_diagonal=0.9),
+    ],
+    "RegMean, Fisher's share": [
+        RegMean(rows_factor=0.0, fisher_share=share, fisher_examples=128) for share in (0.25, 0.5)
+    ],
 }
 
 SETTINGS: Mapping[Task, Settings] = {
@@ -72,20 +89,10 @@ SETTINGS: Mapping[Task, Settings] = {
         training=TrainingOptions(
             epochs=3, learning_rate=2e-4, batch_size=32, max_length=64, rows=2000
         ),
-        statistics=1000,
+        statistics=2000,
         test=2000,
         choose_by="accuracy",
-        variants={
-            "average": [Average()],
-            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-9)],
-            "RegMean": [
-                *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 0.3, 1.0)),
-                *(RegMean(ridge=ridge, rows_factor=0.0) for ridge in (0.01, 0.1)),
-                RegMean(weighting="tokens"),
-                *(RegMean(ridge=1e-6, off_diagonal=alpha) for alpha in (0.7, 0.9)),
-            ],
-            **FORWARD,
-        },
+        variants={**ONE_SHOT, **FORWARD},
     ),
     "token-classification": Settings(
         training=TrainingOptions(
@@ -94,16 +101,7 @@ SETTINGS: Mapping[Task, Settings] = {
         statistics=1000,
         test=300,
         choose_by="f1",
-        variants={
-            "average": [Average()],
-            "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-9)],
-            "RegMean": [
-                *(RegMean(ridge=ridge) for ridge in (0.1, 0.01, 1.0)),
-                RegMean(weighting="tokens"),
-                RegMean(ridge=1e-6, off_diagonal=0.9),
-            ],
-            **FORWARD,
-        },
+        variants={**ONE_SHOT, **FORWARD},
     ),
 }
 
@@ -198,41 +196,59 @@ def _train(
 
 
 def merge_all(suite: Suite, models: Models, out: Path) -> dict[str, list[Path]]:
-    """The merged checkpoints of every variant, by method."""
-    merged = {}
-    for method, variants in suite.settings.variants.items():
-        folders = [out / method / str(number) for number in range(len(variants))]
-        pairs = list(
-            zip([_plan(suite, models.base, each) for each in variants], folders, strict=True)
-        )
-        # One-shot: what is collected once serves all variants, which differ in what they make
-        # of a Gram matrix or a Fisher, or in the solve.
-        alone = variants[0].progressive
-        for number, group in enumerate([[pair] for pair in pairs] if alone else [pairs]):
-            merge(suite, models, group, out / "work" / method / str(number))
-        merged[method] = folders
+    """The merged checkpoints of every variant, by row of the table."""
+    merged: dict[str, list[Path]] = {}
+    jobs: dict[str, list[tuple[Plan, Path]]] = {}
+    for row, variants in suite.settings.variants.items():
+        merged[row] = [out / "merged" / row / str(number) for number in range(len(variants))]
+        for method, folder in zip(variants, merged[row], strict=True):
+            jobs.setdefault(_evidence_of(method), []).append(
+                (_plan(suite, models.base, method), folder)
+            )
+    for number, group in enumerate(jobs.values()):
+        # A share of Fisher merging needs more evidence than none; it changes nothing else.
+        group.sort(key=lambda job: "fisher_share" not in job[0].method.model_fields_set)
+        merge(suite, models, group, out / "work" / str(number))
     return merged
 
 
+def _evidence_of(method: AnyMethod) -> str:
+    """What must agree for the evidence of two variants to be the same.
+
+    One-shot: what is collected once serves all variants, which differ in what they make of a
+    Gram matrix or a Fisher, or in the solve. In forward order only the share of Fisher merging
+    changes nothing of what is measured.
+    """
+    if not method.progressive:
+        return method.name
+    return method.model_dump_json(exclude={"fisher_share", "fisher_examples"})
+
+
 def merge(suite: Suite, models: Models, jobs: Sequence[tuple[Plan, Path]], work: Path) -> None:
-    """Merges by plans whose statistics come from the same evidence, each into its folder."""
+    """Merges by plans whose statistics come from the same evidence, each into its folder.
+
+    The first of them says what is collected.
+    """
     base, first = Checkpoint(models.base), jobs[0][0]
     writers = [(plan, CheckpointWriter(folder, base, plan.blocks)) for plan, folder in jobs]
     sessions = [
         Session(first, models.base, own, suite.train[domain].texts, work / domain)
         for domain, own in models.own.items()
     ]
-    for number, block in enumerate(first.blocks):
-        evidence = [session.evidence(number) for session in sessions]
-        weights = base.read(block.shapes)
-        for plan, writer in writers:
-            total = reduce(add, (plan.method.contribution(block, each) for each in evidence))
-            tensors = writer.write(number, plan.method.solve(block, total, weights).weights)
-            if plan.method.progressive:
-                for session in sessions:
-                    session.receive(tensors)
+    with ThreadPoolExecutor(min(len(sessions), len(os.sched_getaffinity(0)))) as pool:
+        for number, block in enumerate(first.blocks):
+            evidence = list(pool.map(partial(Session.evidence, block=number), sessions))
+            weights = base.read(block.shapes)
+            for plan, writer in writers:
+                total = reduce(add, (plan.method.contribution(block, each) for each in evidence))
+                solved = plan.method.solve(block, total, weights)
+                writer.write(number, solved.weights)
+                if plan is first and plan.method.progressive:
+                    for session in sessions:
+                        session.receive(solved.interim or solved.weights)
     for _, writer in writers:
         writer.finish()
+    shutil.rmtree(work)
 
 
 def _plan(suite: Suite, base: Path, method: AnyMethod) -> Plan:
@@ -330,26 +346,37 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
-def run(suite: Suite, cache: Path, out: Path) -> None:
-    """Trains, merges, chooses, tests; writes the numbers to `out` and prints the table."""
+def run(suite: Suite, cache: Path, out: Path, at_once: int) -> None:
+    """Trains, merges, chooses, tests; writes the numbers to `out` and prints the table.
+
+    at_once: so many seeds at a time, each in a process.
+    """
     encoder = embedded_folder(cache, print) / "minilm"
-    with tempfile.TemporaryDirectory(prefix="quality-") as folder:
-        trained, merged, validations = [], [], []
-        for seed in SEEDS:
-            print(f"{suite.name}: seed {seed}", flush=True)
-            trained.append(train(suite, encoder, seed, cache))
-            merged.append(merge_all(suite, trained[-1], Path(folder) / str(seed)))
-            validations.append(on_validation(suite, merged[-1]))
+    with (
+        tempfile.TemporaryDirectory(prefix="quality-") as folder,
+        ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool,
+    ):
+        begin = partial(_validated, suite, encoder, cache, Path(folder))
+        trained, merged, validations = zip(*pool.map(begin, SEEDS), strict=True)
         best = choose(suite, validations)
-        results = [
-            on_test(suite, models, {m: paths[m][i] for m, i in best.items()})
-            for models, paths in zip(trained, merged, strict=True)
-        ]
+        chosen = [{row: paths[row][i] for row, i in best.items()} for paths in merged]
+        results = list(pool.map(partial(on_test, suite), trained, chosen))
     out.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(record(suite, best, validations, results), indent=1)
     (out / f"quality-{suite.name}.json").write_text(numbers + "\n")
     (out / f"quality-{suite.name}.md").write_text(table(results) + "\n")
     print(table(results))
+
+
+def _validated(
+    suite: Suite, encoder: Path, cache: Path, folder: Path, seed: int
+) -> tuple[Models, dict[str, list[Path]], dict[str, list[Score]]]:
+    """The models of a seed, the merged ones, and what validation data says of these."""
+    models = train(suite, encoder, seed, cache)
+    print(f"{suite.name}: models of seed {seed}", flush=True)
+    merged = merge_all(suite, models, folder / str(seed))
+    print(f"{suite.name}: merged models of seed {seed}", flush=True)
+    return models, merged, on_validation(suite, merged)
 
 
 def record(
@@ -390,9 +417,10 @@ def main() -> None:
     parser.add_argument("suite", type=Path, nargs="+")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/blindmerge"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--seeds-at-once", type=int, default=1, metavar="N")
     options = parser.parse_args()
     for folder in options.suite:
-        run(read_suite(folder), options.cache.expanduser(), options.out)
+        run(read_suite(folder), options.cache.expanduser(), options.out, options.seeds_at_once)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from blindmerge.merge import Progressive
 from support.command import blindmerge
 from support.federations import pico_federation
 
-JOB = 'method = { name = "progressive", rows_factor = 0.0, ridge = 0.1 }\ncompare = []'
+JOB = """
+method = { name = "progressive", rows_factor = 0.0, ridge = 0.1, fisher_share = 0.25 }
+compare = []
+"""
 OWNERS = ("alpha", "beta", "gamma")
 
 

@@ -43,7 +43,6 @@ from transformers.pytorch_utils import Conv1D
 
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.files import replacing, save_array
-from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
 from blindmerge.tasks import Task
 from blindmerge_client.batches import Batch
@@ -56,12 +55,17 @@ PerExample = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def collect_fisher(
-    model: nn.Module, task: Task, manifest: Manifest, batches: Sequence[Batch], folder: Path
+    model: nn.Module,
+    task: Task,
+    shapes: Mapping[str, tuple[int, ...]],
+    batches: Sequence[Batch],
+    folder: Path,
 ) -> None:
-    """Writes F of every tensor of `manifest` into `folder`, float64, one file each.
+    """Writes F of the tensors in `shapes` into `folder`, float64, one file each.
 
-    The sums live in memory-mapped files, so memory holds one batch. An existing `folder`
-    is whole and stays. Raises CheckpointInvalid for a task or a module that has no rule.
+    The sums live in memory-mapped files, so memory holds one batch. An existing `folder` is
+    whole and stays. Raises CheckpointInvalid for a task, or a module with such a tensor, that
+    has no rule.
     """
     if task not in _ROOTS:
         raise CheckpointInvalid(f"no Fisher rule for the task '{task}'", hint="use another method")
@@ -69,10 +73,7 @@ def collect_fisher(
         return
     with replacing(folder) as temporary:
         temporary.mkdir(mode=0o700)
-        totals = {
-            name: _zeros(temporary / f"{name}.npy", shape)
-            for name, shape in manifest.shapes.items()
-        }
+        totals = {name: _zeros(temporary / f"{name}.npy", shape) for name, shape in shapes.items()}
         _accumulate(model.eval(), _ROOTS[task], batches, totals)
         examples = sum(len(batch.indices) for batch in batches)
         for total in totals.values():
@@ -107,21 +108,33 @@ def _accumulate(model: nn.Module, roots: Roots, batches: Sequence[Batch], totals
             hooks.callback(parameter.requires_grad_, parameter.requires_grad)
         model.requires_grad_(False)
         for name, module in model.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
-                handle = module.register_forward_hook(_hook(name, module, totals, now))
-                hooks.callback(handle.remove)
+            own = [f"{name}.{each}" for each, _ in module.named_parameters(recurse=False)]
+            if any(each in totals for each in own):
+                hook = _hook(name, module, totals, now)
+            elif isinstance(module, nn.Embedding):
+                hook = _begin
+            else:
+                continue
+            hooks.callback(module.register_forward_hook(hook).remove)
+        device = next(model.parameters()).device
         for batch in batches:
             now.examples, now.called = len(batch.indices), set()
-            logits = model(**batch.inputs).logits
+            logits = model(**{key: each.to(device) for key, each in batch.inputs.items()}).logits
             for direction in _directions(batch, logits, roots(logits.detach().double())):
                 torch.autograd.backward((logits * direction).sum(), retain_graph=True)
+
+
+def _begin(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    """Gradients end at what an embedding returns."""
+    return output.detach().requires_grad_()
 
 
 def _directions(batch: Batch, logits: torch.Tensor, roots: torch.Tensor) -> Sequence[torch.Tensor]:
     """What to differentiate in the space of the logits: a tensor of their shape per column."""
     if batch.words is not None:
-        rotated = roots @ _rotations(batch, roots.shape[-1])
-        roots = torch.where((batch.words >= 0)[:, :, None, None], rotated, 0.0)
+        rotated = roots @ _rotations(batch, roots.shape[-1]).to(roots.device)
+        begins = (batch.words >= 0).to(roots.device)
+        roots = torch.where(begins[:, :, None, None], rotated, 0.0)
     return roots.to(logits.dtype).unbind(dim=-1)
 
 
@@ -190,7 +203,7 @@ def _hook(name: str, module: nn.Module, totals: Totals, now: _Now) -> Any:
             inputs = inputs.expand(now.examples, *inputs.shape[1:])
         if isinstance(module, nn.Embedding):
             # Parameters are frozen while hooks take their gradients; the graph starts here.
-            output = output.detach().requires_grad_()
+            output = _begin(module, args, output)
         inputs = inputs.detach()
         output.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient: add(inputs, gradient)
@@ -265,10 +278,10 @@ def _embedding(name: str, module: nn.Embedding, totals: Totals) -> PerExample:
     def add(ids: torch.Tensor, gradient: torch.Tensor) -> None:
         for example_ids, rows in zip(ids, gradient, strict=True):
             found, place = example_ids.unique(return_inverse=True)
-            summed = torch.zeros(len(found), rows.shape[1]).index_add_(0, place, rows)
+            summed = rows.new_zeros(len(found), rows.shape[1]).index_add_(0, place, rows)
             if module.padding_idx is not None:  # that row is never trained
                 summed[found == module.padding_idx] = 0
-            total[found.numpy()] += summed.mul_(scale).square_().numpy()
+            total[found.cpu().numpy()] += summed.mul_(scale).square_().cpu().numpy()
 
     return add
 
@@ -276,4 +289,4 @@ def _embedding(name: str, module: nn.Embedding, totals: Totals) -> PerExample:
 def _add_squares(totals: Totals, name: str, gradient: torch.Tensor) -> None:
     """total += sum_b gradient_b^2; gradient: [examples, *shape of the tensor], overwritten."""
     if name in totals:  # a layer may have no bias
-        totals[name][...] += gradient.square_().sum(dim=0).numpy()
+        totals[name][...] += gradient.square_().sum(dim=0).cpu().numpy()

@@ -47,6 +47,7 @@ class BlockRunner:
         repeated: Collection[str] = (),
     ) -> None:
         self.model = model.eval()
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._layers = [model.get_submodule(path) for path in modules]
         self._modules = tuple(modules)
         self._batches = tuple(batches)
@@ -130,13 +131,13 @@ class BlockRunner:
             with torch.inference_mode(), ExitStack() as patches:
                 start = 0
                 for end in self._needed(index):
-                    saved = load_states(self._boundary(end) / str(number))
+                    saved = load_states(self._boundary(end) / str(number), self._device)
                     for layer in self._layers[start : end + 1]:
                         patches.enter_context(_returning(layer, saved))
                     start = end + 1
                 patches.enter_context(ending())
                 with suppress(_EndOfPass):
-                    self.model(**batch.inputs)
+                    self.model(**{n: each.to(self._device) for n, each in batch.inputs.items()})
             yield batch
 
 

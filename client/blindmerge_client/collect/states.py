@@ -34,13 +34,13 @@ def save_states(path: Path, states: States) -> None:
     path.write_bytes(save(tensors, metadata={"form": form}))
 
 
-def load_states(path: Path) -> States:
+def load_states(path: Path, device: torch.device) -> States:
     """What `save_states` wrote."""
     with safe_open(path, framework="pt") as file:
         form = file.metadata()["form"]
         # Copies, since products of vectors that are not aligned are rounded in another order.
         tensors: dict[str, torch.Tensor] = {
-            name: file.get_tensor(name).clone()
+            name: file.get_tensor(name).clone().to(device)
             for name in file.keys()  # noqa: SIM118
         }
     if form == "tensor":

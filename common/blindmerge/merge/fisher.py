@@ -5,13 +5,14 @@ The Fisher is the true one, E_x E_{y ~ p(y|x)} of the squared gradient of one ex
 a gradient that was summed over a batch, as several public codes do, is another quantity.
 """
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from blindmerge.errors import ConfigInvalid
-from blindmerge.manifest import Block, Manifest, Rows
+from blindmerge.manifest import Block, Group, Manifest, Rows
 from blindmerge.merge.method import (
     BlockEvidence,
     Evidence,
@@ -24,10 +25,77 @@ from blindmerge.merge.method import (
 )
 from blindmerge.statistic import Array, Schema, Statistic
 
-__all__ = ["Fisher"]
+__all__ = [
+    "FISHER_FLOOR",
+    "Fisher",
+    "check_gradients",
+    "informed_mean",
+    "informed_shapes",
+    "informed_sums",
+]
+
+FISHER_FLOOR = 1e-6
+_KINDS = ("fisher", "fisher-delta")
 
 _SHARED = ("relative_attention_bias.weight", "rel_embeddings.weight")  # by all examples
 _CALLED_TWICE: frozenset[Rows] = frozenset({"tokens-and-positions"})
+_HINT = 'use another method, such as "regmean"'
+
+
+def check_gradients(groups: Iterable[Group]) -> None:
+    """Raises ConfigInvalid for layers whose gradient of one example is not that of one call.
+
+    Squares of single gradients are what is asked, and hooks see a gradient per call.
+    """
+    for group in groups:
+        if group.expert is not None:
+            raise ConfigInvalid(
+                f"there is no Fisher information of '{group.name}': experts are computed "
+                "together, without a gradient for each example",
+                hint=_HINT,
+            )
+        if group.repeated or group.rows in _CALLED_TWICE:
+            raise _used_again(group.name)
+
+
+def _used_again(name: str) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"there is no Fisher information of '{name}' for each example: "
+        "it is used several times in one pass",
+        hint=_HINT,
+    )
+
+
+def informed_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Schema:
+    """For every tensor `:fisher` and `:fisher-delta`.   shapes: of the tensors."""
+    return {f"{name}:{kind}": shape for name, shape in shapes.items() for kind in _KINDS}
+
+
+def informed_sums(names: Iterable[str], evidence: BlockEvidence, weight: float) -> dict[str, Array]:
+    """F_k and F_k D_k of the named tensors, times the owner's weight."""
+    arrays = {}
+    for name in names:
+        fisher = weight * evidence.fishers[name]
+        arrays[f"{name}:fisher"] = fisher
+        arrays[f"{name}:fisher-delta"] = fisher * (evidence.own[name] - evidence.base[name])
+    return arrays
+
+
+def informed_mean(
+    means: Mapping[str, Array], total: Statistic, floor: float = FISHER_FLOOR
+) -> dict[str, Array]:
+    """(sum F_k D_k + e mean D_k) / (sum F_k + e) of every tensor (see `Fisher`).
+
+    means: mean D_k by tensor.   total: with the shapes of `informed_shapes`.
+    """
+    fishers = {name: total[f"{name}:fisher"] for name in means}
+    least = floor * max((float(fisher.mean()) for fisher in fishers.values()), default=0.0)
+    if not least > 0:  # nobody has any information
+        return dict(means)
+    return {
+        name: (total[f"{name}:fisher-delta"] + least * mean) / (fishers[name] + least)
+        for name, mean in means.items()
+    }
 
 
 class Fisher(Options):
@@ -42,64 +110,50 @@ class Fisher(Options):
         gradient per example and label is dear, and a few hundred are enough for a diagonal.
     """
 
-    needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.FISHER})
     name: Literal["fisher"] = "fisher"
     weighting: Weighting = "equal"
-    floor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+    floor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = FISHER_FLOOR
     examples: Annotated[int, Field(ge=1)] = 256
 
-    def check(self, manifest: Manifest) -> None:
-        """Refuses layers whose gradient of one example is not that of one call.
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """The Fisher information."""
+        return frozenset({Evidence.FISHER})
 
-        Squares of single gradients are what is asked, and hooks see a gradient per call.
-        """
+    @property
+    def informed_by(self) -> int:
+        """The option `examples`."""
+        return self.examples
+
+    def informed(self, block: Block) -> tuple[str, ...]:
+        """All tensors."""
+        return tuple(block.shapes)
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuses what examples share, beside `check_gradients`."""
         for block in manifest.blocks:
-            shared = [m.name for m in block.means if m.name.endswith(_SHARED)]
-            again = [g.name for g in block.groups if g.repeated or g.rows in _CALLED_TWICE]
-            experts = [g.name for g in block.groups if g.expert is not None]
-            if experts:
-                raise ConfigInvalid(
-                    f"there is no Fisher information of '{experts[0]}': experts are computed "
-                    "together, without a gradient for each example",
-                    hint='use another method, such as "regmean"',
-                )
-            if shared or again:
-                raise ConfigInvalid(
-                    f"there is no Fisher information of '{(shared + again)[0]}' for each example: "
-                    "it is used several times in one pass",
-                    hint='use another method, such as "regmean"',
-                )
+            for mean in block.means:
+                if mean.name.endswith(_SHARED):
+                    raise _used_again(mean.name)
+            check_gradients(block.groups)
 
     def schema_of(self, block: Block) -> Schema:
-        """`weight` [1]; for every tensor `:fisher`, `:fisher-delta` and `:delta`."""
-        kinds = ("fisher", "fisher-delta", "delta")
-        return {
-            "weight": (1,),
-            **{f"{name}:{kind}": shape for name, shape in block.shapes.items() for kind in kinds},
-        }
+        """`weight` [1]; for every tensor `:delta`, `:fisher` and `:fisher-delta`."""
+        deltas = {f"{name}:delta": shape for name, shape in block.shapes.items()}
+        return {"weight": (1,), **deltas, **informed_shapes(block.shapes)}
 
     def contribution(self, block: Block, evidence: BlockEvidence) -> Statistic:
         """F_k, F_k D_k and D_k, all times the owner's weight."""
         weight = evidence.weight(self.weighting)
         arrays: dict[str, Array] = {"weight": np.array([weight])}
         for name, delta in deltas(block, evidence).items():
-            fisher = weight * evidence.fishers[name]
-            arrays[f"{name}:fisher"] = fisher
-            arrays[f"{name}:fisher-delta"] = fisher * delta
             arrays[f"{name}:delta"] = weight * delta
+        arrays |= informed_sums(block.shapes, evidence, weight)
         return Statistic(self.schema_of(block), arrays)
 
     def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
         """The ratio of the sums; the plain average of a block without any information."""
-        weights = {}
         owners = total_weight(total)
-        fishers = {name: total[f"{name}:fisher"] for name in block.shapes}
-        floor = self.floor * max(float(fisher.mean()) for fisher in fishers.values())
-        for name, fisher in fishers.items():
-            delta = total[f"{name}:delta"]
-            if floor > 0:
-                moved = (total[f"{name}:fisher-delta"] + floor / owners * delta) / (fisher + floor)
-            else:
-                moved = delta / owners
-            weights[name] = base[name] + moved
-        return Solved(weights)
+        means = {name: total[f"{name}:delta"] / owners for name in block.shapes}
+        moved = informed_mean(means, total, self.floor)
+        return Solved({name: base[name] + delta for name, delta in moved.items()})

@@ -26,6 +26,7 @@ class ForwardOrder(LeastSquares):
 
     def check(self, manifest: Manifest) -> None:
         """Refuses layers that run again after layers that depend on them, as ALBERT's do."""
+        super().check(manifest)
         if manifest.repeated:
             raise ConfigInvalid(
                 f"'{min(manifest.repeated)}' runs several times in one pass, so a "

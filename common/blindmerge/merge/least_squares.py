@@ -17,14 +17,21 @@ reference W_0, so the server moves it to the mean after the sum.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
-from blindmerge.manifest import Block, Group
+from blindmerge.manifest import Block, Group, Manifest
+from blindmerge.merge.fisher import (
+    check_gradients,
+    informed_mean,
+    informed_shapes,
+    informed_sums,
+)
 from blindmerge.merge.method import (
     BlockEvidence,
+    Evidence,
     LayerReport,
     Options,
     Solved,
@@ -65,11 +72,48 @@ class LeastSquares(Options):
     rows_factor: a group in which an owner has fewer than rows_factor * width rows is
         averaged: such a Gram matrix says little, and says it about few people. A group
         without any row is averaged in any case.
+    fisher_share: part of Fisher merging in the linear layers of the merged model, a mean of
+        two merged models (Wortsman et al., ICML 2022): (1 - share) W* + share W_Fisher. It is
+        taken when all is solved; a method in forward order measures later layers without it.
+    fisher_examples: an owner's Fisher information is taken over at most so many examples.
     """
+
+    moments: ClassVar[Evidence]
 
     weighting: Weighting = "equal"
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     rows_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
+    fisher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    fisher_examples: Annotated[int, Field(ge=1)] = 256
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """Moments of inputs, and Fisher information for a share of it."""
+        shared = {Evidence.FISHER} if self.fisher_share else set()
+        return frozenset({self.moments, *shared})
+
+    @property
+    def revises(self) -> bool:
+        """Later layers correct the regression of earlier ones, not what it is mixed with."""
+        return self.progressive and self.fisher_share > 0
+
+    @property
+    def informed_by(self) -> int:
+        """The option `fisher_examples`."""
+        return self.fisher_examples
+
+    def informed(self, block: Block) -> tuple[str, ...]:
+        """The tensors of linear layers, for a share of Fisher merging."""
+        if not self.fisher_share:
+            return ()
+        averaged = {mean.name for mean in block.means}
+        return tuple(name for name in block.shapes if name not in averaged)
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuses a share of Fisher merging where there is no Fisher information."""
+        if self.fisher_share:
+            for block in manifest.blocks:
+                check_gradients(block.groups)
 
     @abstractmethod
     def rows(self, group: Group, evidence: BlockEvidence) -> int:
@@ -85,7 +129,8 @@ class LeastSquares(Options):
 
     def schema_of(self, block: Block) -> Schema:
         """`weight` [1]; `<tensor>:delta` for averaged tensors; per group `:rows` and `:starved`
-        [1] and `:gram` (packed triangle); per layer `:delta` and `:moment` [width, outputs].
+        [1] and `:gram` (packed triangle); per layer `:delta` and `:moment` [width, outputs];
+        `<tensor>:fisher` and `:fisher-delta` for a share of Fisher merging.
         """
         shapes: dict[str, tuple[int, ...]] = {"weight": (1,)}
         for mean in block.means:
@@ -97,7 +142,8 @@ class LeastSquares(Options):
             for layer in group.layers:
                 for kind in ("delta", "moment"):
                     shapes[f"{layer.name}:{kind}"] = (group.width, layer.outputs)
-        return shapes
+        informed = {name: block.shapes[name] for name in self.informed(block)}
+        return shapes | dict(informed_shapes(informed))
 
     def contribution(self, block: Block, evidence: BlockEvidence) -> Statistic:
         """G_k, M_k and D_k of every group; zeros for G_k and M_k if it has too few rows."""
@@ -108,6 +154,7 @@ class LeastSquares(Options):
             arrays[f"{mean.name}:delta"] = weight * delta
         for group in block.groups:
             arrays |= self._contribution_of(group, evidence, weight)
+        arrays |= informed_sums(self.informed(block), evidence, weight)
         return Statistic(self.schema_of(block), arrays)
 
     def _contribution_of(
@@ -148,7 +195,24 @@ class LeastSquares(Options):
             reports.append(report)
             for layer in group.layers:
                 put_stacked(layer, stacked(layer, base) + solved[layer.name], weights)
-        return Solved(weights, tuple(reports))
+        if not self.fisher_share:
+            return Solved(weights, tuple(reports))
+        mixed = self._mixed(block, total, base, weights)
+        return Solved(mixed, tuple(reports), weights if self.revises else None)
+
+    def _mixed(self, block: Block, total: Statistic, base: Weights, weights: Weights) -> Weights:
+        """The mean of the regression's weights and of Fisher merging's."""
+        owners = total_weight(total)
+        means = {name: np.empty(block.shapes[name]) for name in self.informed(block)}
+        for group in block.groups:
+            for layer in group.layers:
+                put_stacked(layer, total[f"{layer.name}:delta"] / owners, means)
+        informed = {n: base[n] + moved for n, moved in informed_mean(means, total).items()}
+        share = self.fisher_share
+        return {
+            name: (1 - share) * weight + share * informed[name] if name in informed else weight
+            for name, weight in weights.items()
+        }
 
     def _solve_group(
         self, block: Block, group: Group, total: Statistic, weight: float

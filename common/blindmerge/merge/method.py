@@ -112,18 +112,41 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """The merged tensors of a block, float64, and what was done for them."""
+    """The merged tensors of a block, float64, and what was done for them.
+
+    interim: the tensors in which later blocks are measured, if the method `revises`.
+    """
 
     weights: Weights
     layers: tuple[LayerReport, ...] = ()
+    interim: Weights | None = None
 
 
 class Options(BaseModel):
     """Base of the methods: a method *is* its options, frozen and validated."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-    needs: ClassVar[frozenset[Evidence]] = frozenset()
     progressive: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """What an owner has to collect beyond its weights."""
+        return frozenset()
+
+    @property
+    def revises(self) -> bool:
+        """Whether merged tensors are others in the end than while the job ran."""
+        return False
+
+    @property
+    def informed_by(self) -> int:
+        """How many examples Fisher information is taken over, at most."""
+        return 0
+
+    def informed(self, block: Block) -> tuple[str, ...]:
+        """The tensors of a block whose Fisher information is needed."""
+        del block
+        return ()
 
     def check(self, manifest: Manifest) -> None:
         """Raises ConfigInvalid if the method cannot merge such a model."""
@@ -144,13 +167,31 @@ class MergeMethod(Protocol):
     equality with a central formula) are the suite `tests/conformance`.
     """
 
-    needs: ClassVar[frozenset[Evidence]]
     progressive: ClassVar[bool]
     """Whether what an owner sends for a block depends on the blocks merged before."""
 
     @property
     def name(self) -> str:
         """The method's name in plans and reports."""
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """What an owner has to collect beyond its weights."""
+
+    @property
+    def revises(self) -> bool:
+        """Whether merged tensors are others in the end than while the job ran.
+
+        Then `Solved.interim` is what later blocks are measured in, and owners get the final
+        tensors of all blocks after the last sum.
+        """
+
+    @property
+    def informed_by(self) -> int:
+        """How many examples Fisher information is taken over, at most."""
+
+    def informed(self, block: Block) -> tuple[str, ...]:
+        """The tensors of a block whose Fisher information is needed."""
 
     def check(self, manifest: Manifest) -> None:
         """Raises ConfigInvalid if the method cannot merge such a model."""

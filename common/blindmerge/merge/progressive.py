@@ -32,7 +32,7 @@ __all__ = ["Progressive"]
 class Progressive(ForwardOrder):
     """The options of progressive RegMean: those of every method that merges in forward order."""
 
-    needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.CROSS_GRAM})
+    moments: ClassVar[Evidence] = Evidence.CROSS_GRAM
     name: Literal["progressive"] = "progressive"
 
     def rows(self, group: Group, evidence: BlockEvidence) -> int:

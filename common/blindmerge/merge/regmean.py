@@ -25,7 +25,7 @@ class RegMean(LeastSquares):
         before anything is computed. 1 leaves them as they are.
     """
 
-    needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.GRAM})
+    moments: ClassVar[Evidence] = Evidence.GRAM
     name: Literal["regmean"] = "regmean"
     off_diagonal: Annotated[float, Field(ge=0, le=1)] = 1.0
 

@@ -22,7 +22,7 @@ __all__ = ["RegMeanPlusPlus"]
 class RegMeanPlusPlus(ForwardOrder):
     """The options of RegMean++: those of every method that merges in forward order."""
 
-    needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.MERGED_GRAM})
+    moments: ClassVar[Evidence] = Evidence.MERGED_GRAM
     name: Literal["regmean++"] = "regmean++"
     rounds: Literal["group", "layer"] = "layer"
 

@@ -67,7 +67,7 @@ class Case:
     def collect(self, size: int = 3, folder: Path | None = None) -> dict[str, Array]:
         folder = folder or self.folder
         batched = batches(self.tokenizer, TEXTS, 32, size)
-        collect_fisher(self.model, self.task, self.manifest, batched, folder)
+        collect_fisher(self.model, self.task, self.manifest.shapes, batched, folder)
         return read_fisher(folder, list(self.manifest.shapes))
 
     def direct(self) -> dict[str, Array]:
@@ -126,6 +126,17 @@ OUTCOMES: dict[Task, Callable[[int], Iterator[Outcome]]] = {
     "multi-label": each_label,
     "regression": a_number,
 }
+
+
+def test_of_some_tensors_it_is_the_same(tmp_path: Path) -> None:
+    case = Case(tmp_path, "bert", LABELS)
+    every = case.collect()
+    linear = {name: s for name, s in case.manifest.shapes.items() if "dense" in name}
+    batched = batches(case.tokenizer, TEXTS, 32, 3)
+    collect_fisher(case.model, case.task, linear, batched, tmp_path / "some")
+    assert {path.stem for path in (tmp_path / "some").iterdir()} == linear.keys()
+    for name, array in read_fisher(tmp_path / "some", list(linear)).items():
+        np.testing.assert_array_equal(array, every[name])
 
 
 @pytest.fixture(params=ARCHITECTURES)

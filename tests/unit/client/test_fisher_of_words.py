@@ -43,7 +43,7 @@ class Case:
     ) -> dict[str, Array]:
         batched = batches(self.tokenizer, texts, 32, size)
         collect_fisher(
-            self.model, "token-classification", self.manifest, batched, self.folder / name
+            self.model, "token-classification", self.manifest.shapes, batched, self.folder / name
         )
         return read_fisher(self.folder / name, list(self.manifest.shapes))
 

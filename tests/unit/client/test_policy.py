@@ -81,7 +81,11 @@ OVER: Mapping[str, tuple[tuple[Policy, Question], ...]] = {
         (policy(roster="0" * 64), question()),
     ),
     "base_models": ((policy(), planned(base="0" * 64)), (policy(base_models=()), question())),
-    "methods": ((policy(methods=("average",)), question()), (policy(), with_method(name="ties"))),
+    "methods": (
+        (policy(methods=("average",)), question()),
+        (policy(), with_method(name="ties")),
+        (policy(methods=("regmean",)), with_method(name="regmean", fisher_share=0.1)),
+    ),
     "layers": ((policy(layers=("bert.*",)), question()), (policy(layers=()), question())),
     "embeddings": ((policy(methods=("fisher",)), with_method(name="fisher")),),
     "least_owners": ((policy(least_owners=4), question()),),
@@ -119,6 +123,10 @@ def test_methods_without_gram_matrices_need_no_rows_and_no_layers() -> None:
     allowed = policy(methods=("average", "task-arithmetic", "ties"), layers=())
     for name in allowed.methods:
         permit(allowed, with_method(name=name))
+
+
+def test_a_share_of_fisher_merging_says_nothing_of_words() -> None:
+    permit(policy(methods=("regmean", "fisher")), with_method(name="regmean", fisher_share=0.1))
 
 
 def test_a_method_is_allowed_with_its_words() -> None:

@@ -61,7 +61,7 @@ class Case:
 
 def hidden(path: Path) -> torch.Tensor:
     """The hidden states in a file of a runner."""
-    saved = load_states(path)
+    saved = load_states(path, torch.device("cpu"))
     found = saved[0] if isinstance(saved, tuple) else saved
     assert found is not None
     return found
@@ -313,7 +313,7 @@ def test_tuples_come_back_as_they_were(tmp_path: Path) -> None:
     some, other = torch.arange(6.0).view(2, 3).T, torch.tensor([True])
     for number, states in enumerate([(some,), (some, None, other), (None, some)]):
         save_states(tmp_path / str(number), states)
-        loaded = load_states(tmp_path / str(number))
+        loaded = load_states(tmp_path / str(number), torch.device("cpu"))
         assert len(loaded) == len(states)
         for found, expected in zip(loaded, states, strict=True):
             assert (found is None) == (expected is None)

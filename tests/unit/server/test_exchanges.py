@@ -12,8 +12,8 @@ from support.plans import make_masks, make_plan
 ONE_SHOT = [name for name, method in METHODS.items() if not method.progressive]
 
 
-def masked(method: str) -> Plan:
-    return make_plan(method={"name": method}, masks=make_masks(4))
+def masked(method: str, **options: float) -> Plan:
+    return make_plan(method={"name": method, **options}, masks=make_masks(4))
 
 
 @pytest.mark.parametrize("method", ONE_SHOT)
@@ -74,6 +74,14 @@ def test_every_block_is_delivered_once_when_it_is_known(
             for block in blocks
         ]
         assert set(step.deliver) <= set(known)
+
+
+def test_what_a_method_revises_is_delivered_again_after_the_last_sum() -> None:
+    plan = masked("progressive", fisher_share=0.25)
+    steps, last = exchanges(plan)
+    count = len(plan.blocks)
+    assert [block for step in steps for block in step.deliver] == list(range(count - 1))
+    assert last == tuple(range(count))
 
 
 # The blocks have 1600, 2128, 2128 and 396 bytes as float32.

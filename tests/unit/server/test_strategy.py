@@ -48,21 +48,27 @@ def direct(job: Job, present: Sequence[Sequence[int]]) -> str:
     """Hash of the checkpoint without any transport.   present: owners of each block."""
     base = Checkpoint(job.base)
     writer = CheckpointWriter(job.folder / "direct", base, job.plan.blocks)
+    interim = CheckpointWriter(job.folder / "interim", base, job.plan.blocks)
     sessions = [job.session(owner) for owner in range(len(job.owners))]
     for block, owners in enumerate(present):
         block_sum = BlockSum(job.plan, block)
         for owner in owners:
             block_sum.add(str(owner), sessions[owner].contribute(block).arrays)
-        solve_block(job.plan, block_sum.total(), base, writer)
+        solve_block(job.plan, block_sum.total(), base, writer, interim)
         for session in sessions:
-            session.receive(writer.read(block))
+            session.receive((interim if job.plan.method.revises else writer).read(block))
     writer.finish()
     return Checkpoint(job.folder / "direct").sha256
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_whole_job_is_the_direct_computation_bit_for_bit(method: str, tmp_path: Path) -> None:
-    job = make_job(tmp_path, owners=3, method=method)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [*((name, {}) for name in sorted(METHODS)), ("progressive", {"fisher_share": 0.5})],
+)
+def test_a_whole_job_is_the_direct_computation_bit_for_bit(
+    method: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, owners=3, method=method, **options)
     blocks = job.plan.blocks
     record = run_job(job, MemoryGrid(honest(job))).record
     assert Checkpoint(tmp_path / "out").sha256 == direct(job, [(0, 1, 2)] * len(blocks))

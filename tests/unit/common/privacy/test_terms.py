@@ -78,6 +78,7 @@ def test_the_table_has_every_method_and_refuses_with_its_reason() -> None:
         ({"grams": None}, {}, "a method that sends them"),
         ({}, {"method": {"name": "average"}}, "a method that sends them"),
         ({}, {"method": {"name": "regmean", "weighting": "tokens"}}, "how many tokens"),
+        ({}, {"method": {"name": "regmean", "fisher_share": 0.5}}, "no share of Fisher merging"),
         ({"unit_examples": 2}, {}, "one example"),
         ({"unit": "person", "unit_examples": 200}, {}, "cap of 25600 rows"),
         ({"epsilon": EPSILON * 0.999}, {}, "cost more than the epsilon"),

@@ -32,7 +32,12 @@ from blindmerge_server.flower_run import ServerGone, flower_run, nodes_online
 from blindmerge_server.jobs import JobFolder
 from blindmerge_server.patience import PatientGrid
 from blindmerge_server.planning import write_plan
-from blindmerge_server.report.job_report import JobReport, job_report, write_job_report
+from blindmerge_server.report.job_report import (
+    JobReport,
+    job_report,
+    read_job_report,
+    write_job_report,
+)
 from blindmerge_server.report.wording import duration, size
 from blindmerge_server.simulate.bounds import cached_layouts
 from blindmerge_server.strategy import JobRecord, Merge
@@ -61,6 +66,9 @@ def run_merge(home: Home, settings: JobSettings, say: Say) -> JobReport:
 
 def _run(home: Home, settings: JobSettings, say: Say) -> JobReport:
     signed, folder = write_plan(home, settings), home.jobs / settings.name
+    if (folder / "report.json").exists():
+        say("this job is done; a new one needs a new name")
+        return read_job_report(folder / "report.json")
     began_s = time.monotonic()
     with _logging_to(folder / "log"):
         record = _in_spite_of_losses(
@@ -99,11 +107,8 @@ def _attempt(
     home: Home, settings: JobSettings, signed: SignedPlan, say: Say, begun: Callable[[], None]
 ) -> JobRecord:
     """What is left of the job."""
-    plan, folder, patience_s = (
-        signed.plan,
-        home.jobs / settings.name,
-        3600 * settings.patience_hours,
-    )
+    plan, folder = signed.plan, home.jobs / settings.name
+    patience_s = 3600 * settings.patience_hours
     base, total = Checkpoint(settings.base), len(exchanges(plan)[0])
     job = JobFolder(folder / "state", plan, round(time.time()) + settings.days * _DAY_S)
     sums = job.sums(home.roster(), cached_layouts(plan, base.path, home.layouts))

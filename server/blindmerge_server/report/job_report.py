@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from blindmerge.errors import ConfigInvalid
 from blindmerge.files import replacing
 from blindmerge.identity import Roster
 from blindmerge.plan import Masks as PlanMasks
@@ -16,7 +17,7 @@ from blindmerge.tasks import Task
 from blindmerge_server.report.schema import MASKS_ON, Layer, Masks, Sum, Versions
 from blindmerge_server.strategy import JobRecord
 
-__all__ = ["JobReport", "OwnerReport", "job_report", "write_job_report"]
+__all__ = ["JobReport", "OwnerReport", "job_report", "read_job_report", "write_job_report"]
 
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -115,6 +116,16 @@ def _owner(name: str, record: JobRecord) -> OwnerReport:
         missing=missing,
         published=record.scores.get(name, {}),
     )
+
+
+def read_job_report(path: Path) -> JobReport:
+    """What `write_job_report` wrote.   Raises ConfigInvalid if it is damaged."""
+    try:
+        return JobReport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigInvalid(
+            f"'{path}' is damaged", hint="remove it, and merge the job again: it is written anew"
+        ) from error
 
 
 def write_job_report(report: JobReport, path: Path) -> None:

@@ -17,7 +17,7 @@ from blindmerge.merge import METHODS
 from blindmerge.mistakes import listed, shown
 from blindmerge.secagg.manifest import LEAST_OWNERS
 from blindmerge.secagg.secret import Secret
-from blindmerge.settings import check_file, check_model, read_settings, refusal
+from blindmerge.settings import check_file, check_model, check_private, read_settings, refusal
 from blindmerge_client.ledger import Ledger
 
 __all__ = ["Client", "Home", "Policy", "organisation"]
@@ -223,6 +223,7 @@ class Home:
 
     def identity(self, name: str) -> Identity:
         """The signing key.   Raises ConfigInvalid if it is missing or damaged."""
+        check_private(self.identity_file)
         seed = self._read(self.identity_file, _SEED_BYTES, "run `blindmerge client init` first")
         if len(seed) != _SEED_BYTES:
             raise ConfigInvalid(

@@ -15,7 +15,14 @@ from blindmerge.checkpoint import ADAPTER_CONFIG
 from blindmerge.errors import ConfigInvalid
 from blindmerge.mistakes import Tables, explain
 
-__all__ = ["check_file", "check_model", "read_settings", "read_toml", "refusal"]
+__all__ = [
+    "check_file",
+    "check_model",
+    "check_private",
+    "read_settings",
+    "read_toml",
+    "refusal",
+]
 
 _FILE_BYTES = 1 << 20  # such a file is a page, not a data set
 
@@ -88,6 +95,19 @@ def check_model(path: Path) -> None:
         raise ValueError(f"{path} is not a folder; give the folder of a transformers checkpoint")
     if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise ValueError(f"{path} has no config.json; give the folder of a transformers checkpoint")
+
+
+def check_private(path: Path) -> None:
+    """Raises ConfigInvalid if others than its user and group can read or change a file.
+
+    A group may: containers get their secrets so. A file that is not there is nobody's secret.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if mode & stat.S_IRWXO:
+        raise ConfigInvalid(f"{path}: others can read or change it", hint=f"chmod 600 '{path}'")
 
 
 def _mode(path: Path) -> int:

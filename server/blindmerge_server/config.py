@@ -34,7 +34,7 @@ from blindmerge.identity import Identity, Member, Roster
 from blindmerge.merge import AnyMethod
 from blindmerge.mistakes import shown
 from blindmerge.secagg.secret import Secret
-from blindmerge.settings import check_model, read_settings, refusal
+from blindmerge.settings import check_model, check_private, read_settings, refusal
 from blindmerge_server.noise_settings import NoiseSettings
 
 __all__ = ["Home", "JobSettings", "OwnerKeys", "ServerSettings"]
@@ -254,6 +254,7 @@ class Home:
         return len(left)
 
     def _secret(self, path: Path) -> Secret:
+        check_private(path)
         try:
             with path.open("rb") as file:
                 seed = file.read(_SEED_BYTES + 1)

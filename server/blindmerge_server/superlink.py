@@ -36,6 +36,7 @@ from flwr.superlink.main import create_app
 from blindmerge.errors import BlindmergeError, ResourceMissing
 from blindmerge.log_file import log_to_file
 from blindmerge.secagg.secret import Secret
+from blindmerge.settings import check_private
 from blindmerge_server.config import Home, OwnerKeys
 
 __all__ = ["CoordinatorOnly", "access_token", "serve"]
@@ -128,6 +129,7 @@ def serve(home: Home, say: Callable[[str], None]) -> None:
 
 def _config(home: Home) -> SuperLinkLifespanConfig:
     settings, control = home.settings(), home.control()
+    check_private(home.key_file)
     files = (home.authority_file, home.certificate_file, home.key_file)
     authority, certificate, key = (file.read_bytes() for file in files)
     return SuperLinkLifespanConfig(

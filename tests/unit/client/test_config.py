@@ -140,5 +140,6 @@ def test_a_damaged_identity_is_refused(tmp_path: Path, seed: bytes | None) -> No
     home = Home(tmp_path)
     if seed is not None:
         home.identity_file.write_bytes(seed)
+        home.identity_file.chmod(0o600)
     with pytest.raises(BlindmergeError, match="identity"):
         home.identity("hospital-a")

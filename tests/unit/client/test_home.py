@@ -49,6 +49,22 @@ def test_the_new_policy_allows_nothing_and_every_key_is_explained(tmp_path: Path
     assert home.client().name == "hospital-a"
 
 
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o666])
+def test_an_identity_that_others_can_read_or_change_is_not_used(tmp_path: Path, mode: int) -> None:
+    home = make_home(tmp_path / "a", "hospital-a", OsRandomness())
+    home.identity_file.chmod(mode)
+    with pytest.raises(ConfigInvalid, match="identity: others can read or change it") as caught:
+        home.identity("hospital-a")
+    assert caught.value.hint == f"chmod 600 '{home.identity_file}'"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o440, 0o660])
+def test_an_identity_may_come_from_a_secret_of_a_container(tmp_path: Path, mode: int) -> None:
+    home = make_home(tmp_path / "a", "hospital-a", OsRandomness())
+    home.identity_file.chmod(mode)
+    home.identity("hospital-a")
+
+
 @pytest.mark.parametrize("there", ["notes.txt", "identity", "client.toml"])
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("mine")

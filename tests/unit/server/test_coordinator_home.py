@@ -138,6 +138,14 @@ def test_a_damaged_key_is_refused(home: Home, file: str, size: int) -> None:
         home.identity() if file == "identity" else home.control()
 
 
+def test_a_key_that_others_can_read_is_not_used(home: Home) -> None:
+    for path in (home.identity_file, home.control_file):
+        path.chmod(0o644)
+    for use in (home.identity, home.control):
+        with pytest.raises(ConfigInvalid, match="others can read or change it"):
+            use()
+
+
 def test_the_job_template_is_a_job_once_the_base_is_there(home: Home) -> None:
     with pytest.raises(ConfigInvalid, match=r"base: .* does not exist"):
         JobSettings.read(home.job_template)

@@ -268,8 +268,6 @@ class OwnerJob:
                 f"this owner was not in phase {phase - 1}",
                 hint="an owner that drops out of a phase is out for the rest of the job",
             )
-        if any(later > phase for later in history.answered):
-            raise ProtocolBroken("a later phase was answered already")
         self.terms.check(manifest, now)
         next_state(OWNER, "idle", "propose")
         state = advertise(manifest, self.identity, self.terms.roster, rng)

@@ -194,7 +194,8 @@ class LeastSquares(Options):
             solved, report = self._solve_group(block, group, total, weight)
             reports.append(report)
             for layer in group.layers:
-                put_stacked(layer, stacked(layer, base) + solved[layer.name], weights)
+                solved[layer.name] += stacked(layer, base)
+                put_stacked(layer, solved[layer.name], weights)
         if not self.fisher_share:
             return Solved(weights, tuple(reports))
         mixed = self._mixed(block, total, base, weights)
@@ -216,10 +217,11 @@ class LeastSquares(Options):
 
     def _solve_group(
         self, block: Block, group: Group, total: Statistic, weight: float
-    ) -> tuple[Mapping[str, Array], LayerReport]:
+    ) -> tuple[dict[str, Array], LayerReport]:
         """W* - W_0 of every layer of the group."""
         names = [layer.name for layer in group.layers]
-        mean = np.hstack([total[f"{name}:delta"] for name in names]) / weight
+        mean = np.hstack([total[f"{name}:delta"] for name in names])
+        mean /= weight
         starved = round(float(total[f"{group.name}:starved"][0]))
         fallback = solution = None
         if starved:

@@ -11,7 +11,7 @@ that a step of iterative refinement in the same precision would have nothing to 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, blas, cho_factor, cho_solve, lapack
+from scipy.linalg import LinAlgError, blas, cho_factor, lapack
 
 from blindmerge.statistic import Array, packed_diagonal
 
@@ -113,16 +113,24 @@ def _solved(
     factor: _Factor, gram: Array, moment: Array, mean: Array, shift: float
 ) -> tuple[Array, float]:
     """W and its residual."""
-    target = np.array(mean, order="F")  # LAPACK overwrites it
-    target *= shift
+    target = shift * mean
     target += moment
     signs = np.random.default_rng(0).choice((-1.0, 1.0), target.shape[1])
     expected = target @ signs
-    scale = factor.jacobi[:, None]
-    target *= scale
-    weights = cho_solve((factor.upper, False), target, overwrite_b=True, check_finite=False)
-    weights *= scale
+    target *= factor.jacobi[:, None]
+    weights = _substituted(factor.upper, target)
+    weights *= factor.jacobi[:, None]
     summed = weights @ signs
     found = blas.dspmv(len(summed), 1.0, gram, summed) + shift * summed
     size = float(np.linalg.norm(expected))
     return weights, float(np.linalg.norm(found - expected)) / size if size > 0 else 0.0
+
+
+def _substituted(upper: Array, target: Array) -> Array:
+    """(U^T U)^-1 target, in place of `target`, whose rows lie one after another.
+
+    To BLAS, which has columns one after another, that is its transpose: X^T U^T U = target^T.
+    `cho_solve` would copy it into another order and back.
+    """
+    half = blas.dtrsm(1.0, upper, target.T, side=1, overwrite_b=1)
+    return np.asarray(blas.dtrsm(1.0, upper, half, side=1, trans_a=1, overwrite_b=1).T)

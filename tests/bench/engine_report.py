@@ -1,0 +1,73 @@
+"""Results of `engine.py`, as a table."""
+
+from dataclasses import dataclass
+
+__all__ = ["Results", "Row", "table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours against another: medians of the ratios of time, and the ratio of peak memory.
+
+    seconds: by the clock.   cpu_seconds: of all threads.   memory: beyond model and inputs.
+    """
+
+    what: str
+    ours: str
+    other: str
+    seconds: float
+    cpu_seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was measured.
+
+    layers, tokens: of the model, and that were collected over, where time was measured.
+    server_memory: its peak with 50 owners, times that with 5.
+    residuals: ours and of a float32 inverse, by condition number.
+    upload: of an owner, as multiples.   runs: by contestant, the first to warm up.
+    """
+
+    machine: dict[str, object]
+    layers: int
+    tokens: int
+    rounds: int
+    rows: list[Row]
+    server_memory: float
+    residuals: dict[str, tuple[float, float]]
+    upload: dict[str, float]
+    runs: dict[str, list[dict[str, float]]]
+
+
+def table(results: Results) -> str:
+    """Markdown."""
+    where = results.machine
+    lines = [
+        f"{where['processor']}, {where['cores']} cores (load {where['load']}), two threads; "
+        f"MPNet-base, {results.layers} of 12 layers, {results.tokens:,} tokens; "
+        f"torch {where['torch']}, numpy {where['numpy']}, "
+        f"{where['peer']}. Medians of {results.rounds} rounds in turns.",
+        "",
+        "| what | ours | against | time | CPU time | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.what} | {row.ours} | {row.other} | {row.seconds:.2f} x | {row.cpu_seconds:.2f} x "
+        f"| {row.memory:.2f} x |"
+        for row in results.rows
+    ]
+    lines += [
+        "",
+        f"Peak memory of the server with 50 owners is {results.server_memory:.2f} x that with 5.",
+        "",
+        "| condition number | residual of ours | of a float32 inverse |",
+        "|---|---|---|",
+        *(f"| {at} | {a:.1e} | {b:.1e} |" for at, (a, b) in results.residuals.items()),
+        "",
+        "| upload of an owner | times the peers' |",
+        "|---|---|",
+        *(f"| {name} | {ratio:.2f} |" for name, ratio in results.upload.items()),
+    ]
+    return "\n".join(lines)

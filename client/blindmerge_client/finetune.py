@@ -36,6 +36,7 @@ from blindmerge_client.adapters import with_lora, without_lora
 from blindmerge_client.batches import Tokens, pad, spread, tokenize
 from blindmerge_client.data import Examples
 from blindmerge_client.models import (
+    best_device,
     check_max_length,
     has_bfloat16,
     head_classes,
@@ -141,7 +142,7 @@ def finetune_key(base_sha256: str, examples: Examples, options: TrainingOptions)
         "options": options.model_dump(exclude={"rows"}, exclude_none=True),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
-        "device": _device(),
+        "device": best_device().type,
         "bfloat16": has_bfloat16(),
     }
     return hashlib.sha256(canonical.encode(content)).hexdigest()
@@ -227,10 +228,6 @@ def _used(examples: Examples, options: TrainingOptions) -> Examples:
     return examples if options.rows is None else examples.first(options.rows)
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -241,7 +238,7 @@ def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
         weight_decay=options.weight_decay,
         seed=options.seed,
         bf16=has_bfloat16(),
-        use_cpu=_device() == "cpu",
+        use_cpu=best_device().type == "cpu",
         save_strategy="no",
         logging_strategy="no",
         report_to="none",

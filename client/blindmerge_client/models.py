@@ -19,6 +19,7 @@ from blindmerge_client.tasks import TASKS
 
 __all__ = [
     "auto_class",
+    "best_device",
     "check_max_length",
     "first_line",
     "has_bfloat16",
@@ -47,6 +48,11 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+def best_device() -> torch.device:
+    """A GPU if there is one that torch can use."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_bfloat16() -> bool:

@@ -14,7 +14,13 @@ from blindmerge.statistic import Array
 from blindmerge.tasks import Task
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.data import Examples
-from blindmerge_client.models import check_max_length, has_bfloat16, load_model, load_tokenizer
+from blindmerge_client.models import (
+    best_device,
+    check_max_length,
+    has_bfloat16,
+    load_model,
+    load_tokenizer,
+)
 from blindmerge_client.tasks import TASKS, Outputs, Text
 
 __all__ = ["predict", "predict_all", "predict_with"]
@@ -51,7 +57,7 @@ def _by_text(
 ) -> list[Array]:
     check_max_length(checkpoint, max_length)
     model: nn.Module = load_model(checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(best_device())
     task, tokenizer = Checkpoint(checkpoint).task, load_tokenizer(checkpoint)
     return predict_with(model, task, tokenizer, texts, max_length, batch_size)
 

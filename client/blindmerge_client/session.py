@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blindmerge import canonical
@@ -19,7 +18,14 @@ from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_f
 from blindmerge.errors import ConfigInvalid, DataInvalid, PeerInvalid, SchemaMismatch
 from blindmerge.files import replacing
 from blindmerge.manifest import Block
-from blindmerge.merge import BlockEvidence, CrossGramEvidence, Evidence, GramEvidence
+from blindmerge.merge import (
+    BlockEvidence,
+    CrossGramEvidence,
+    Evidence,
+    GramEvidence,
+    LeastSquares,
+    Products,
+)
 from blindmerge.plan import Plan
 from blindmerge.privacy.mechanism import PrivateGrams
 from blindmerge.statistic import Array, Statistic
@@ -35,7 +41,12 @@ from blindmerge_client.collect.live import put_merged
 from blindmerge_client.collect.private import collect_private_grams
 from blindmerge_client.collect.runner import BlockRunner
 from blindmerge_client.collect.whitening import Whitening
-from blindmerge_client.models import check_max_length, load_model, load_tokenizer
+from blindmerge_client.models import (
+    best_device,
+    check_max_length,
+    load_model,
+    load_tokenizer,
+)
 from blindmerge_client.noise import Account, NoisedGrams
 from blindmerge_client.tasks import Text
 
@@ -203,7 +214,12 @@ class Session:
             return self._noised.evidence(block, self._private_grams, self._whitening)
         if Evidence.GRAM not in self.plan.method.needs:
             return {}
-        return collect_grams(self._model, self._runner, block)
+        return collect_grams(self._model, self._runner, block, self._products)
+
+    @property
+    def _products(self) -> Products:
+        method = self.plan.method
+        return method.products if isinstance(method, LeastSquares) else "float64"
 
     def _private_grams(self) -> PrivateGrams:
         """The clipped sums of all layers at once, which leave only with noise."""
@@ -225,12 +241,14 @@ class Session:
     def _cross_grams(self, number: int) -> dict[str, CrossGramEvidence]:
         if Evidence.CROSS_GRAM not in self.plan.method.needs:
             return {}
-        return collect_cross_grams(self._merged_before(number), self._runner, self._block(number))
+        merged, block = self._merged_before(number), self._block(number)
+        return collect_cross_grams(merged, self._runner, block, self._products)
 
     def _merged_grams(self, number: int) -> dict[str, GramEvidence]:
         if Evidence.MERGED_GRAM not in self.plan.method.needs:
             return {}
-        return collect_merged_grams(self._merged_before(number), self._block(number))
+        merged, block = self._merged_before(number), self._block(number)
+        return collect_merged_grams(merged, block, self._products)
 
     def _merged_before(self, number: int) -> BlockRunner:
         """The model in which all before block `number` is merged, and nothing else."""
@@ -256,4 +274,4 @@ class Session:
 def _loaded(path: Path) -> PreTrainedModel:
     """The model, on a GPU if there is one."""
     model: Any = load_model(path)
-    return cast(PreTrainedModel, model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    return cast(PreTrainedModel, model.to(best_device()))

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from blindmerge.manifest import Block
-from blindmerge.merge import CrossGramEvidence, GramEvidence
+from blindmerge.merge import CrossGramEvidence, GramEvidence, Products
 from blindmerge_client.batches import Batch
 from blindmerge_client.collect.inputs import awaited, watched
-from blindmerge_client.collect.moments import Cross, Gram, Products
+from blindmerge_client.collect.moments import Cross, Gram
 from blindmerge_client.collect.runner import BlockRunner
 
 __all__ = ["collect_cross_grams", "collect_grams", "collect_merged_grams"]

@@ -13,18 +13,16 @@ Sums are where the model is, on the CPU or a GPU; rows are never all in memory.
 """
 
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
 
 import torch
 from scipy.linalg import blas
 
 from blindmerge.manifest import Group
+from blindmerge.merge import Products
 from blindmerge.statistic import Array
 from blindmerge_client.collect.inputs import Seen
 
-__all__ = ["BLOCK_ROWS", "Cross", "Gram", "Products"]
-
-Products: TypeAlias = Literal["float64", "float32"]
+__all__ = ["BLOCK_ROWS", "Cross", "Gram"]
 
 BLOCK_ROWS = 2048
 _PANEL = 512  # columns of a matrix that are mirrored at once
@@ -109,15 +107,19 @@ def _zeros(group: Group, device: torch.device) -> torch.Tensor:
 
 def _add_square(total: torch.Tensor, rows: torch.Tensor) -> None:
     """total += rows^T rows, of which the lower triangle counts."""
-    if total.device.type != "cpu":
+    if not _symmetric(total.device):
         _add_product(total, rows, rows)
     elif len(rows):
-        # To BLAS, which has columns one after another, both are their transposes. torch has no
-        # symmetric product, which costs half as much.
+        # To BLAS, which has columns one after another, both are their transposes.
         if rows.dtype == torch.float64:
             blas.dsyrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, overwrite_c=1)
         else:
             total += torch.from_numpy(blas.ssyrk(1.0, rows.numpy().T).T)
+
+
+def _symmetric(device: torch.device) -> bool:
+    """Whether there is a symmetric product, which costs half as much; torch itself has none."""
+    return device.type == "cpu"
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from blindmerge.merge.average import Average
 from blindmerge.merge.fisher import Fisher
+from blindmerge.merge.least_squares import LeastSquares
 from blindmerge.merge.method import (
     BlockEvidence,
     CrossGramEvidence,
@@ -14,6 +15,7 @@ from blindmerge.merge.method import (
     GramEvidence,
     LayerReport,
     MergeMethod,
+    Products,
     Solved,
     Weights,
 )
@@ -33,7 +35,9 @@ __all__ = [
     "Fisher",
     "GramEvidence",
     "LayerReport",
+    "LeastSquares",
     "MergeMethod",
+    "Products",
     "Progressive",
     "RegMean",
     "RegMeanPlusPlus",

@@ -34,6 +34,7 @@ from blindmerge.merge.method import (
     Evidence,
     LayerReport,
     Options,
+    Products,
     Solved,
     Weighting,
     Weights,
@@ -72,6 +73,7 @@ class LeastSquares(Options):
     rows_factor: a group in which an owner has fewer than rows_factor * width rows is
         averaged: such a Gram matrix says little, and says it about few people. A group
         without any row is averaged in any case.
+    products: how owners multiply the inputs' rows (`method.Products`).
     fisher_share: part of Fisher merging in the linear layers of the merged model, a mean of
         two merged models (Wortsman et al., ICML 2022): (1 - share) W* + share W_Fisher. It is
         taken when all is solved; a method in forward order measures later layers without it.
@@ -83,6 +85,7 @@ class LeastSquares(Options):
     weighting: Weighting = "equal"
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     rows_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
+    products: Products = "float64"
     fisher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     fisher_examples: Annotated[int, Field(ge=1)] = 256
 

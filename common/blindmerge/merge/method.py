@@ -19,6 +19,7 @@ __all__ = [
     "LayerReport",
     "MergeMethod",
     "Options",
+    "Products",
     "Solved",
     "Weighting",
     "Weights",
@@ -29,6 +30,11 @@ __all__ = [
 Weights: TypeAlias = Mapping[str, Array]
 Weighting: TypeAlias = Literal["equal", "tokens"]
 """`equal`: every owner counts the same; `tokens`: by the tokens of its examples."""
+
+
+Products: TypeAlias = Literal["float64", "float32"]
+"""How an owner multiplies rows of inputs: in float64, or blocks of them in float32, which takes
+half the time and is off by at most 1.3e-4 sum |x_i x_j|, usually by a hundredth of that."""
 
 
 class Evidence(Enum):

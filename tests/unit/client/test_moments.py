@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blindmerge.manifest import Group, Linear
+from blindmerge.merge import Products
 from blindmerge.statistic import Array
 from blindmerge_client.collect import moments
 from blindmerge_client.collect.inputs import Part, Seen
-from blindmerge_client.collect.moments import Cross, Gram, Products
+from blindmerge_client.collect.moments import Cross, Gram
 
 CPU = torch.device("cpu")
 Make = Callable[[np.random.Generator, int], torch.Tensor]
@@ -125,3 +126,18 @@ def test_rows_are_never_all_in_memory(products: Products, monkeypatch: pytest.Mo
     gram.total()
     assert [size for _, size in blocks] == [8, 8, 8, 8, 8, 3]
     assert len({address for address, _ in blocks}) == 1
+
+
+def test_a_gpu_multiplies_whole_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a device without BLAS gives the same sums."""
+    seen = passes(np.random.default_rng(3), 6, [50])
+    x = extended(seen, bias=True)
+    monkeypatch.setattr(moments, "_symmetric", lambda _: False)
+    kinds: list[tuple[Products, float]] = [("float64", 2.0**-53), ("float32", 2.0**-24)]
+    for products, unit in kinds:
+        gram = Gram(group(6), products, CPU)
+        gram.add(seen[0])
+        total = gram.total()
+        bound = 2 * gamma(52, unit) * (np.abs(x).T @ np.abs(x))
+        assert (np.abs(total - x.T @ x) <= bound).all()
+        np.testing.assert_array_equal(total, total.T)

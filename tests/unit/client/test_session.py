@@ -2,6 +2,7 @@
 
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from blindmerge.errors import (
     PeerInvalid,
     SchemaMismatch,
 )
-from blindmerge.merge import METHODS
-from blindmerge.statistic import Statistic
+from blindmerge.merge import METHODS, Progressive, RegMean, RegMeanPlusPlus
+from blindmerge.statistic import Statistic, unpack_symmetric
 from blindmerge_client.session import Session
-from support.jobs import Job, make_job, noisy, with_plan
+from support.jobs import Job, make_job, noisy, weights_of, with_plan
 from support.pico import pico_encoder
 
 PRIVATE = "the zebra sold its phone to fabius"
@@ -119,6 +120,29 @@ def test_every_statistic_has_the_schema_of_the_plan_whatever_the_texts(
             schema = job.plan.method.schema_of(block)
             assert {n: array.shape for n, array in statistic.arrays.items()} == dict(schema)
             assert {array.dtype for array in statistic.arrays.values()} == {np.dtype(np.float64)}
+
+
+@pytest.mark.parametrize("method", [RegMean, RegMeanPlusPlus, Progressive])
+def test_products_are_as_exact_as_the_plan_says(method: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    exact, single = (
+        with_plan(replace(job, folder=tmp_path / kind), method=method(products=kind, rows_factor=0))
+        for kind in ("float64", "float32")
+    )
+    number = next(n for n, block in enumerate(exact.plan.blocks) if block.groups)
+    base, sums = weights_of(job.base), []
+    for each in (exact, single):
+        session = each.session(0)
+        for block in each.plan.blocks[:number]:
+            session.receive({name: base[name] for name in block.shapes})
+        group = each.plan.blocks[number].groups[0]
+        packed = session.contribute(number)[f"{group.name}:gram"]
+        sums.append(unpack_symmetric(packed, group.width))
+    # `moments`: 1.3e-4 sum |x_i x_j|, which is at most what the diagonal says (Cauchy-Schwarz).
+    size = np.sqrt(np.outer(np.diagonal(sums[0]), np.diagonal(sums[0])))
+    difference = np.abs(sums[1] - sums[0]).max()
+    assert difference > 0
+    assert (np.abs(sums[1] - sums[0]) <= 1.3e-4 * size).all()
 
 
 def test_no_text_is_in_a_statistic_or_on_disk(tmp_path: Path) -> None:

@@ -176,7 +176,10 @@ def _why(error: Exception) -> str:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             return "it does not know this node (server add-owner), or clocks differ by minutes"
         if error.response.status_code == httpx.codes.PRECONDITION_FAILED:
-            return "it still holds this node's last connection, for a minute at most"
+            return (
+                "it does not know this node (server add-owner), or still holds its last "
+                "connection, for a minute at most"
+            )
         return f"HTTP {error.response.status_code}"
     return str(error)[:200] or type(error).__name__
 

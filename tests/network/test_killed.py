@@ -36,7 +36,7 @@ def _merged(federation: Deployment, job: str) -> dict[str, Array]:
 def _check_finished(federation: Deployment, job: str) -> None:
     """All owners are in the sum, and the model is the one of a job in which nothing happened."""
     merge = federation.running["merge"]
-    wait_until(lambda: merge.poll() is not None, "the end of the job", 240)
+    wait_until(lambda: merge.poll() is not None, "the end of the job")
     printed = federation.printed("merge")
     assert merge.returncode == 0, printed
     report = (federation.server.jobs / job / "report.json").read_text()
@@ -56,6 +56,12 @@ def _begin(federation: Deployment, job: str, until: str) -> None:
     federation.wait_for("merge", until)
 
 
+def _start_server(federation: Deployment) -> None:
+    before = federation.printed("server").count("listening on")
+    federation.start("server")
+    federation.wait_for("server", "listening on", before + 1)
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_an_owner_that_is_killed_and_started_again_stays_in_the_job(
     federation: Deployment, step: str
@@ -71,14 +77,12 @@ def test_an_owner_that_is_killed_and_started_again_stays_in_the_job(
 def test_a_coordinator_that_is_killed_and_started_again_finishes_the_job(
     federation: Deployment, step: str
 ) -> None:
-    number = list(STEPS).index(step)
-    job = f"coordinator-killed-{number}"
+    job = f"coordinator-killed-{list(STEPS).index(step)}"
     _begin(federation, job, STEPS[step])
     federation.kill("merge")
     federation.kill("server")
     closed = federation.printed("merge").count("/8] ")
-    federation.start("server")
-    federation.wait_for("server", "listening on", 2 + number)
+    _start_server(federation)
     federation.start_merge(federation.server.folder / f"{job}.toml")
     _check_finished(federation, job)
     if closed:
@@ -111,12 +115,10 @@ def test_no_gateway_outlives_a_client_that_was_killed(federation: Deployment) ->
 
 def test_the_job_waits_for_a_server_that_is_away_or_says_so(federation: Deployment) -> None:
     _begin(federation, "superlink-killed", "[2/8]")
-    started = federation.printed("server").count("listening on")
     federation.kill("server")
-    federation.start("server")
-    federation.wait_for("server", "listening on", started + 1)
+    _start_server(federation)
     merge = federation.running["merge"]
-    wait_until(lambda: merge.poll() is not None, "the end of the command", 240)
+    wait_until(lambda: merge.poll() is not None, "the end of the command")
     if merge.returncode != 0:
         assert merge.returncode == 7, federation.printed("merge")
         federation.start_merge(federation.server.folder / "superlink-killed.toml")
@@ -130,7 +132,7 @@ def test_the_sum_is_made_without_an_owner_that_is_gone_for_good(tmp_path: Path) 
         federation.wait_for("merge", "[2/8]")
         federation.kill("dora")
         merge = federation.running["merge"]
-        wait_until(lambda: merge.poll() is not None, "the end of the job", 300)
+        wait_until(lambda: merge.poll() is not None, "the end of the job")
         assert merge.returncode == 0, federation.printed("merge")
         report = (federation.server.jobs / "one-gone" / "report.json").read_text()
         assert report.count('"missing": null') == 3
@@ -143,7 +145,7 @@ def test_a_job_with_too_few_owners_left_ends_and_names_who_is_missing(tmp_path: 
         federation.wait_for("merge", "[2/8]")
         federation.kill("cleo")
         merge = federation.running["merge"]
-        wait_until(lambda: merge.poll() is not None, "the end of the job", 300)
+        wait_until(lambda: merge.poll() is not None, "the end of the job")
         assert merge.returncode == 6
         printed = federation.printed("merge")
         assert "2 owner(s) are left, a sum needs 3" in printed

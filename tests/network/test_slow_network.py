@@ -76,7 +76,7 @@ def test_an_owner_whose_cable_was_out_for_a_while_goes_on(tmp_path: Path) -> Non
         with network.cut_off("bert"):
             federation.wait_for("bert", "no connection to")
         merge = federation.running["merge"]
-        wait_until(lambda: merge.poll() is not None, "the end of the job", 300)
+        wait_until(lambda: merge.poll() is not None, "the end of the job")
         assert merge.returncode == 0, federation.printed("merge")
         report = (federation.server.jobs / "my-job-1" / "report.json").read_text()
         assert report.count('"missing": null') == len(NAMES[:3])

@@ -122,7 +122,7 @@ def test_gateway_and_node_are_two_users_of_whom_one_has_data_and_one_the_network
         federation.start("server", "bert", "cleo")
         federation.start_behind(gateway, "gateway", *anna.words("gateway"))
         path = anna.run / "gateway.sock"
-        wait_until(path.exists, "the gateway's socket", 240)
+        wait_until(path.exists, "the gateway's socket")
         federation.start_behind(node, "node", *anna.words("node"))
         done = federation.merge()
         assert done.returncode == 0, done.stdout + done.stderr + federation.printed("node")

@@ -110,7 +110,9 @@ class Deployment:
             self.start_behind(self._prefix(on or each), each, *self.words(each))
 
     def start_behind(self, prefix: Sequence[str], name: str, *words: str) -> None:
-        """Starts another command of `blindmerge`, behind these words."""
+        """Starts another command of `blindmerge`, behind these words, in place of its last."""
+        if name in self.running and self.running[name].poll() is None:
+            self.kill(name)
         with (self.folder / f"{name}.out").open("a") as out:
             self.running[name] = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "blindmerge", *words],
@@ -130,7 +132,7 @@ class Deployment:
         self.running[who].wait()
 
     def run(
-        self, *words: str, timeout_s: float = 300, where: str = "", answer: str = ""
+        self, *words: str, timeout_s: float = 600, where: str = "", answer: str = ""
     ) -> "subprocess.CompletedProcess[str]":
         """Runs a command of `blindmerge` to its end.
 
@@ -147,7 +149,7 @@ class Deployment:
         )
 
     def merge(
-        self, timeout_s: float = 300, job: Path | None = None
+        self, timeout_s: float = 600, job: Path | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """The coordinator's `server merge`."""
         return self.run(*self._merge(job), timeout_s=timeout_s, where="server")
@@ -156,7 +158,7 @@ class Deployment:
         """What a started process has printed."""
         return (self.folder / f"{who}.out").read_text()
 
-    def wait_for(self, who: str, text: str, times: int = 1, deadline_s: float = 120) -> None:
+    def wait_for(self, who: str, text: str, times: int = 1, deadline_s: float = 300) -> None:
         """Until a process has printed a text so many times.   Raises TimeoutError."""
 
         def is_there() -> bool:

@@ -65,6 +65,7 @@ class Network:
 
     link: how slow and lossy it is between them; None: a switch.   alone: hosts without a cable.
     files: what lies in /etc on every host, by name, in place of this machine's.
+    names: hosts by further names, under which the others know them.
     """
 
     def __init__(
@@ -73,11 +74,14 @@ class Network:
         link: Link | None = None,
         alone: Sequence[str] = (),
         files: Mapping[str, str] = MappingProxyType({}),
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.hosts = hosts
         self._link = link
         self._alone = alone
-        self._files = files
+        lines = [f"{self.address(host)} {name}" for name, host in names.items()]
+        known = "\n".join(["127.0.0.1 localhost", *lines, ""])
+        self._files = {"hosts": known, **files}
         self._wires: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Network":

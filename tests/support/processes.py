@@ -15,7 +15,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def wait_until(holds: Callable[[], bool], what: str, deadline_s: float = 120) -> None:
+def wait_until(holds: Callable[[], bool], what: str, deadline_s: float = 300) -> None:
     """Comes back as soon as it holds.   Raises TimeoutError with `what` if it never does."""
     end_s = time.monotonic() + deadline_s
     while not holds():

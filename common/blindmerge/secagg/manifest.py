@@ -233,4 +233,5 @@ class Terms:
                 raise PolicyRefused(
                     f"job '{manifest.job}' asks for {reason}",
                     hint="ask the coordinator, or change the policy of this organisation",
+                    told=reason,
                 )

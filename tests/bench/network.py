@@ -1,0 +1,119 @@
+"""What the network costs: MiniLM merged by three hosts and a server, and the same in a simulation.
+
+    PYTHONPATH=tests python tests/bench/network.py [--cache DIR] [--out FILE]
+
+Needs root, for network namespaces. Both use the same fine-tuned models and the same plan; seconds
+of an exchange are those between the first request and the last answer, at the server.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blindmerge.checkpoint import Checkpoint
+from blindmerge_server.simulate.apps import run_in_flower
+from blindmerge_server.simulate.federation import default_federation, read_federation
+from blindmerge_server.simulate.setting import read_setting
+from blindmerge_server.simulate.watch import Watch
+from support.material import EMBEDDED_OWNERS, minilm_material
+from support.networked import networked
+
+METHOD = "regmean"
+
+
+@dataclass(frozen=True)
+class Run:
+    """exchanges: seconds of each.   sent_bytes: of masked numbers and messages, by owner.
+
+    wire_bytes: that the kernel counted on each owner's way out, headers included.
+    total_s: of the whole job, without fine-tuning.   sha256: of the merged model.
+    """
+
+    exchanges: dict[str, float]
+    sent_bytes: dict[str, int]
+    wire_bytes: dict[str, int]
+    total_s: float
+    sha256: str
+
+
+def in_simulation(cache: Path, work: Path) -> Run:
+    """In one process per owner, through Flower's simulation."""
+    federation = read_federation(default_federation())
+    owners = tuple(owner for owner in federation.owners if owner.name in EMBEDDED_OWNERS)
+    job = federation.job.model_copy(update={"compare": ()})
+    federation = federation.model_copy(update={"owners": owners, "job": job})
+    setting = read_setting(federation, cache, work, print)
+    for pupil in setting.pupils:
+        pupil.fine_tuned()
+    began_s = time.monotonic()
+    merged = {METHOD: work / "merged"}
+    record = run_in_flower(setting, merged, Watch()).jobs[METHOD]
+    total_s = time.monotonic() - began_s
+    sha256 = Checkpoint(merged[METHOD]).sha256
+    return Run(dict(record.seconds), dict(record.sent_bytes), {}, total_s, sha256)
+
+
+def over_the_network(cache: Path, work: Path) -> Run:
+    """Between hosts with TLS, a gateway and a node each; processes are up before it begins."""
+    material = minilm_material(cache, work)
+    option = '{ name = "regmean", ridge = 0.1, weighting = "equal" }'
+    with networked(work, material, option) as (network, federation):
+        for name in federation.names:
+            federation.wait_for(name, "connected to")
+        before = {name: network.sent_bytes(name) for name in federation.names}
+        began_s = time.monotonic()
+        done = federation.merge(timeout_s=3600)
+        if done.returncode != 0:
+            raise SystemExit(done.stdout + done.stderr)
+        total_s = time.monotonic() - began_s
+        wire = {name: network.sent_bytes(name) - before[name] for name in federation.names}
+        print(done.stdout)
+        job = federation.server.jobs / "my-job-1"
+        report = json.loads((job / "report.json").read_text())
+        sent = {owner["name"]: owner["bytes_sent"] for owner in report["owners"]}
+        return Run(report["exchanges"], sent, wire, total_s, Checkpoint(job / "merged").sha256)
+
+
+def table(simulated: Run, networked: Run) -> str:
+    """Both, in Markdown."""
+    lines = ["| | simulation | network |", "|---|---|---|"]
+    for step, seconds in networked.exchanges.items():
+        lines.append(f"| {step} | {simulated.exchanges[step]:.1f} s | {seconds:.1f} s |")
+    sums = (sum(run.exchanges.values()) for run in (simulated, networked))
+    lines.append("| all exchanges | " + " | ".join(f"{each:.0f} s" for each in sums) + " |")
+    lines.append(f"| the job | {simulated.total_s:.0f} s | {networked.total_s:.0f} s |")
+    for name, sent in networked.sent_bytes.items():
+        wire = networked.wire_bytes[name]
+        lines.append(
+            f"| sent by {name} | {simulated.sent_bytes[name] / 1e6:.1f} MB "
+            f"| {sent / 1e6:.1f} MB; on the wire {wire / 1e6:.1f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs both, prints the table, and writes all numbers to a file if one is given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/blindmerge"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    runs = {}
+    for kind in (in_simulation, over_the_network):
+        with tempfile.TemporaryDirectory() as work:
+            runs[kind.__name__] = kind(options.cache.expanduser(), Path(work))
+    simulated, network = runs.values()
+    print(platform.processor() or platform.machine())
+    print(table(simulated, network))
+    same = simulated.sha256 == network.sha256
+    print(f"\nThe merged models are {'the same, bit by bit' if same else 'DIFFERENT'}.")
+    if options.out is not None:
+        content = {name: asdict(run) for name, run in runs.items()}
+        options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,21 @@
 """Attack: keys are moved between owners, replaced, or copied from another owner."""
 
+import pytest
+
 from blindmerge.errors import ProtocolBroken, SignatureInvalid
 from blindmerge.secagg.adverts import Advert, Adverts
 from blindmerge.secagg.keys import ExchangeKey
 from blindmerge.secagg.messages import AdvertList, MyAdvert, encode
 from blindmerge_server.states import Advertising, Dealing
 from support.randomness import CounterRandomness
-from support.secure_sum import Federation, MemorySpool, federation, identities, manifest_for
+from support.secure_sum import (
+    Federation,
+    MemorySpool,
+    check_sum,
+    federation,
+    identities,
+    manifest_for,
+)
 
 
 def _adverts(owners: Federation) -> dict[int, Advert]:
@@ -73,3 +82,45 @@ def test_an_owner_that_copies_a_key_is_named_by_server_and_owners() -> None:
         state = after
     assert sorted(state.records) == [1]
     assert "org-002" in str(owners.errors.pop()[1])
+
+
+def _shifted(key: bytes) -> bytes:
+    """The same point in another encoding: X25519 ignores the highest bit."""
+    return key[:31] + bytes([key[31] | 0x80])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("unsound", ["zero", "low order", "copied in another encoding"])
+def test_who_advertises_a_key_that_is_none_is_named_and_the_others_get_their_sum(
+    which: int, unsound: str
+) -> None:
+    """Else no owner could mask with it, and all of them would be gone in R2."""
+    owners = federation(5)
+    manifest = manifest_for(owners.roster)
+    bad = {
+        "zero": bytes(32),
+        "low order": bytes.fromhex(
+            "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"
+        ),
+        "copied in another encoding": _shifted(_adverts(federation(5))[1].masking),
+    }[unsound]
+    adverts = _adverts(owners)
+    keys = [adverts[2].sealing, adverts[2].masking, adverts[2].commitment, adverts[2].nonce]
+    keys[which] = bad
+    forged = Advert.sign(manifest.hash, identities(5)[2], (keys[0], keys[1], keys[2], keys[3]))
+    owners = federation(5)
+
+    def hostile(seat: int, data: bytes) -> tuple[bytes, ...]:
+        told = MyAdvert(manifest.hash, forged.encode())
+        return (encode(told, 5) if seat == 2 and told.kind.encode() in data[:30] else data,)
+
+    owners.to_server = hostile
+    check_sum(owners.run(manifest), owners, (0, 1, 3, 4))
+    (problem,) = owners.errors
+    assert problem[0] == "server"
+    assert "'org-002' advertised a key" in problem[1].message
+    # A server that lets it pass gets no further: owners name it too.
+    owners = federation(5)
+    error = _refusal(owners, _adverts(owners) | {2: forged})
+    assert isinstance(error, ProtocolBroken)
+    assert "'org-002' advertised a key" in error.message

@@ -14,7 +14,7 @@ from blindmerge import canonical
 from blindmerge.errors import ProtocolBroken
 from blindmerge.identity import SIGNATURE_BYTES, Identity, Roster, verify
 from blindmerge.secagg.graph import Holders, draw_holders
-from blindmerge.secagg.keys import KEY_BYTES
+from blindmerge.secagg.keys import KEY_BYTES, check_public
 from blindmerge.secagg.manifest import SumManifest
 from blindmerge.secagg.secret import Secret
 
@@ -56,10 +56,17 @@ class Advert:
         return cls(*_RECORD.unpack(record))
 
     def verify(self, manifest_hash: bytes, roster: Roster, seat: int) -> None:
-        """Raises SignatureInvalid unless the member at `seat` signed it for this manifest."""
+        """Raises SignatureInvalid unless the member at `seat` signed it for this manifest, and
+        ProtocolBroken, naming it, if nobody can agree on a secret with its keys.
+        """
         member = roster.members[seat]
         keys = (self.sealing, self.masking, self.commitment, self.nonce)
         verify(member, _statement(manifest_hash, member.name, keys), self.signature)
+        for key in (self.sealing, self.masking):
+            try:
+                check_public(key)
+            except ProtocolBroken as error:
+                raise ProtocolBroken(f"'{member.name}' advertised {error.message}") from error
 
 
 def _statement(manifest_hash: bytes, name: str, keys: Keys) -> bytes:

@@ -22,6 +22,7 @@ __all__ = [
     "TAG_BYTES",
     "ExchangeKey",
     "block_key",
+    "check_public",
     "derive",
     "pair_key",
     "seal",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 KEY_BYTES = 32
+_FIELD = 2**255 - 19
 TAG_BYTES = 16
 
 LABEL_SHARE = "blindmerge/1 share"  # seals the shares of one owner to one other
@@ -67,10 +69,21 @@ class ExchangeKey:
         try:
             return Secret(self._key.exchange(X25519PublicKey.from_public_bytes(peer_public)))
         except ValueError as error:
-            raise ProtocolBroken("a peer advertised a key of low order") from error
+            raise ProtocolBroken("a key of low order") from error
 
     def __repr__(self) -> str:
         return "<secret X25519 key>"
+
+
+def check_public(public: bytes) -> None:
+    """Raises ProtocolBroken unless 32 bytes are the one encoding of a point of high order."""
+    if int.from_bytes(public, "little") >= _FIELD:
+        raise ProtocolBroken("a key that is not in its shortest form")
+    _PROBE.agree(public)
+
+
+# Any private key will do: all are multiples of eight.
+_PROBE = ExchangeKey(Secret(bytes(KEY_BYTES)))
 
 
 def derive(secret: Secret, label: str, manifest_hash: bytes, *context: canonical.Value) -> Secret:

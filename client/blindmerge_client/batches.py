@@ -6,14 +6,17 @@ texts give the same batches; `indices` says which text each row came from.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from blindmerge_client.tasks import Text
+from blindmerge_client.tasks import Pair, Text
 
-__all__ = ["Batch", "Tokens", "batches", "pad", "spread", "tokenize"]
+__all__ = ["IGNORED", "Batch", "Tokens", "batches", "following", "pad", "spread", "tokenize"]
 
+IGNORED = -100  # torch's label for what has no part in the loss
 _NO_WORD = -1
 
 
@@ -21,7 +24,8 @@ _NO_WORD = -1
 class Tokens:
     """A text as the tokens of a model.
 
-    inputs: their ids, mask and whatever else the tokenizer makes.
+    inputs: their ids, mask and whatever else the tokenizer makes; `labels`, if the text comes with
+    another that it becomes, are the tokens of that.
     words: for each token the number of the word that it begins, -1 if it begins none. A word
     cut off, or without a token, has no place here. None for a text that is not words.
     """
@@ -39,7 +43,8 @@ class Batch:
 
     indices: position of each row's text in the list that was batched.
     inputs: `input_ids`, `attention_mask` and whatever else the tokenizer makes, int64
-        [rows, longest]; padding is where `attention_mask` is 0.
+        [rows, longest]; padding is where `attention_mask` is 0. In `labels`, which is as long as
+        the longest target, it is IGNORED.
     words: of the tokens, see `Tokens`, [rows, longest]; padding has -1.
     """
 
@@ -53,10 +58,12 @@ def tokenize(
 ) -> list[Tokens]:
     """Each text cut after max_length tokens, special tokens included.
 
-    texts: strings, or words as lists; not both.
+    texts: strings, words as lists, or pairs, both texts of which are cut; not a mixture.
     """
     if not texts:
         return []
+    if isinstance(texts[0], Pair):
+        return _tokenize_pairs(tokenizer, texts, max_length)
     split = not isinstance(texts[0], str)
     # The library tells batches of words from words by the type `list`.
     plain = [list(text) if split else text for text in texts]
@@ -68,6 +75,18 @@ def tokenize(
             inputs={key: encoded[key][i] for key in encoded},
             words=_beginnings(encoded.word_ids(i)) if split else None,
         )
+        for i in range(len(texts))
+    ]
+
+
+def _tokenize_pairs(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], max_length: int
+) -> list[Tokens]:
+    cut: Any = {"truncation": True, "max_length": max_length, "padding": False}
+    sources = tokenizer([text.source for text in texts], **cut)
+    targets = tokenizer(text_target=[text.target for text in texts], **cut)["input_ids"]
+    return [
+        Tokens({key: sources[key][i] for key in sources} | {"labels": targets[i]}, None)
         for i in range(len(texts))
     ]
 
@@ -108,7 +127,26 @@ def _batch(
 def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens]) -> dict[str, torch.Tensor]:
     """Rows of `tokenize` as tensors [rows, longest], padded on the tokenizer's side."""
     columns = {key: [row.inputs[key] for row in rows] for key in rows[0].inputs}
-    return dict(tokenizer.pad(columns, return_tensors="pt"))
+    labels = columns.pop("labels", None)
+    padded = dict(tokenizer.pad(columns, return_tensors="pt"))
+    if labels is not None:
+        tensors = [torch.tensor(each) for each in labels]
+        padded["labels"] = pad_sequence(tensors, batch_first=True, padding_value=IGNORED)
+    return padded
+
+
+def following(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The token that a language model is to predict at each place, [rows, places].
+
+    IGNORED where there is none. Of a text with a target that is the target's own token, since a
+    decoder gets the one before.
+    """
+    if "labels" in inputs:
+        return inputs["labels"]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    tokens = torch.full_like(ids, IGNORED)
+    tokens[:, :-1] = torch.where(mask[:, 1:] & mask[:, :-1], ids[:, 1:], IGNORED)
+    return tokens
 
 
 def spread(

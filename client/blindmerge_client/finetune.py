@@ -31,9 +31,9 @@ from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import CheckpointInvalid, DataInvalid, NotFinite
 from blindmerge.files import replacing
 from blindmerge.manifest import ARCHITECTURES, task_of
-from blindmerge.tasks import Task
+from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.adapters import with_lora, without_lora
-from blindmerge_client.batches import Tokens, pad, spread, tokenize
+from blindmerge_client.batches import IGNORED, Tokens, pad, spread, tokenize
 from blindmerge_client.data import Examples
 from blindmerge_client.models import (
     best_device,
@@ -47,7 +47,7 @@ from blindmerge_client.models import (
     save_model,
 )
 from blindmerge_client.options import TrainingOptions
-from blindmerge_client.tasks import TASKS, Target
+from blindmerge_client.tasks import TASKS, Target, TaskRules
 
 __all__ = ["TrainingOptions", "cached_finetune", "finetune", "finetune_key", "prepare_base"]
 
@@ -74,6 +74,9 @@ def prepare_base(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = load_encoder(source, labels, task)
+    if model.config.pad_token_id is None or "score.weight" in model.state_dict():
+        # A decoder's classifier finds the last token of a text by it.
+        model.config.pad_token_id = tokenizer.pad_token_id
     if len(tokenizer) > model.config.vocab_size:
         raise CheckpointInvalid(
             f"the tokenizer in '{source}' has {len(tokenizer)} tokens, "
@@ -108,14 +111,18 @@ def finetune(
     dataset = [
         _Row(row, task.target(row.words, label))
         for row, label in zip(rows, examples.labels, strict=True)
+        # The first token of a text comes after nothing, and so cannot be learnt.
+        if not task.language or "labels" in row.inputs or len(row) > 1
     ]
+    if not dataset:
+        raise DataInvalid("no text has a second token, which a language model could learn")
     with replacing(out) as temporary, _own_randomness(), quiet():
         trained = model if options.lora is None else with_lora(model, manifest, options.lora)
         trainer = _Trainer(
             model=trained,
             args=_arguments(options, temporary),
             train_dataset=dataset,
-            data_collator=lambda batch: _collate(tokenizer, batch, task.padding),
+            data_collator=lambda batch: _collate(tokenizer, batch, task),
             callbacks=[_Report(progress)] if progress else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -247,10 +254,15 @@ def _arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
 
 
 def _collate(
-    tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Row], padding: int | None
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Row], task: TaskRules
 ) -> dict[str, torch.Tensor]:
     inputs = pad(tokenizer, [row.tokens for row in batch])
+    if task.language:
+        # The model itself compares what it says at one place with the token at the next.
+        ids = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], IGNORED)
+        return {"labels": ids} | inputs
     targets: list[Any] = [row.target for row in batch]
+    padding = task.padding
     if padding is None:
         return inputs | {"labels": torch.tensor(targets)}
     return inputs | {"labels": spread(targets, inputs, padding)}
@@ -294,6 +306,8 @@ def _has_head(source: Path, config: Mapping[str, Any], task: Task) -> bool:
             hint=f"supported types: {', '.join(known)}",
         )
     found = [each for each in config.get("architectures") or () if each in ARCHITECTURES]
+    if found and task not in LANGUAGE and task_of(found[0], config) in LANGUAGE:
+        return False  # a pre-trained decoder, whose output layer a classifier does not have
     if found and task_of(found[0], config) != task:
         raise CheckpointInvalid(
             f"'{source}' has a head for the task '{task_of(found[0], config)}', "

@@ -14,7 +14,7 @@ from transformers.models.auto import modeling_auto
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid
 from blindmerge.manifest import describe
-from blindmerge.tasks import Task
+from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.tasks import TASKS
 
 __all__ = [
@@ -91,10 +91,15 @@ def load_encoder(path: Path, labels: Sequence[str], task: Task) -> PreTrainedMod
     The head comes from torch's global random state: seed it before.
     Raises CheckpointInvalid if it cannot be read or lacks a tensor of the encoder.
     """
-    names = {
+    names: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
+    if task in LANGUAGE:
+        # A new output layer would have to learn the language first.
+        model, missing = _load(path, task, {})
+        _check_none_missing(path, missing)
+        return model
     model, missing = _load(path, task, {**names, **TASKS[task].head.config})
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # Encoders come with or without a pooler, which is part of the head here.
@@ -125,6 +130,9 @@ def load_tokenizer(
         raise CheckpointInvalid(
             f"the tokenizer in '{path}' cannot be read: {first_line(error)}"
         ) from error
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        # Decoders come without one; a mask says what is padding, whatever stands there.
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise CheckpointInvalid(
             f"the tokenizer in '{path}' has no padding token", hint="texts of a batch need one"
@@ -147,7 +155,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def check_max_length(path: Path, max_length: int) -> None:
     """Raises ConfigInvalid if the checkpoint has fewer positions than max_length tokens."""
     config = Checkpoint(path).config
-    positions = config.get("max_position_embeddings", max_length)
+    # GPT-2 has a name of its own for it.
+    name = "n_positions" if config.get("model_type") == "gpt2" else "max_position_embeddings"
+    positions = config.get(name, max_length)
     if config.get("model_type") == "roberta":
         positions -= config.get("pad_token_id", 1) + 1  # its positions count from there
     if max_length > positions:

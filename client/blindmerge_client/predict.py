@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.statistic import Array
 from blindmerge.tasks import Task
-from blindmerge_client.batches import Batch, batches
+from blindmerge_client.batches import Batch, batches, following
 from blindmerge_client.data import Examples
 from blindmerge_client.models import (
     best_device,
@@ -24,6 +24,8 @@ from blindmerge_client.models import (
 from blindmerge_client.tasks import TASKS, Outputs, Text
 
 __all__ = ["predict", "predict_all", "predict_with"]
+
+_LANGUAGE_BATCH_SIZE = 8
 
 
 def predict(
@@ -72,16 +74,31 @@ def predict_with(
 ) -> list[Array]:
     """`predict` with a model in memory, which is put into evaluation mode; an array per text."""
     model.eval()
-    device = next(model.parameters()).device
+    rules, device = TASKS[task], next(model.parameters()).device
+    if rules.language:  # there are as many logits as words for every token
+        batch_size = min(batch_size, _LANGUAGE_BATCH_SIZE)
     rows: dict[int, Array] = {}
     narrow = torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16())
     with torch.inference_mode(), narrow:
         for batch in batches(tokenizer, texts, max_length, batch_size):
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-            logits = model(**inputs).logits.double().cpu().numpy()
-            outputs = _outputs(model, batch, logits, texts)
-            rows |= zip(batch.indices, TASKS[task].rows(outputs), strict=True)
+            logits = model(**inputs).logits
+            said = _of_following(logits, following(inputs)) if rules.language else logits.double()
+            outputs = _outputs(model, batch, said.cpu().numpy(), texts)
+            rows |= zip(batch.indices, rules.rows(outputs), strict=True)
     return [rows[index] for index in range(len(texts))]
+
+
+def _of_following(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """What is said of these tokens: see `Outputs`.   logits: [texts, places, vocabulary]."""
+    said = torch.full((*tokens.shape, 2), torch.nan, dtype=torch.float64, device=logits.device)
+    # Text by text: a copy of all logits would not always fit beside them.
+    for each, right, found in zip(logits, tokens, said, strict=True):
+        real = right >= 0
+        values, target = each[real].float(), right[real, None]
+        found[real, 0] = torch.log_softmax(values, dim=-1).gather(1, target)[:, 0].double()
+        found[real, 1] = (values.argmax(dim=-1) == target[:, 0]).double()
+    return said
 
 
 def _outputs(model: nn.Module, batch: Batch, logits: Array, texts: Sequence[Text]) -> Outputs:

@@ -18,9 +18,9 @@ from safetensors.numpy import save
 from blindmerge import canonical
 from blindmerge.errors import CheckpointInvalid, NotFinite, SchemaMismatch
 from blindmerge.files import replacing
-from blindmerge.manifest import Block, Manifest, describe, task_of
+from blindmerge.manifest import ARCHITECTURES, Block, Manifest, describe, task_of
 from blindmerge.statistic import Array
-from blindmerge.tasks import Task
+from blindmerge.tasks import LANGUAGE, Task
 from blindmerge.tensorfile import DTYPES, Stored, is_weight, read_header, read_tensor
 
 __all__ = [
@@ -73,7 +73,8 @@ class Checkpoint:
     """A folder with `config.json` and safetensors files, one or sharded.
 
     architecture: the class that loads it.
-    labels: in the order of the head's outputs; empty if the config names none.
+    labels: in the order of the head's outputs; empty if the config names none, and of a language
+    model, whatever its config says.
     Numbers may be of any float dtype, tensor by tensor; they are merged in float64, and written
     in the dtype that the tensor has in the base.
     Raises CheckpointInvalid if the folder is not such a checkpoint, or its weights are quantised;
@@ -92,7 +93,9 @@ class Checkpoint:
         if not isinstance(architectures, list) or not architectures:
             raise CheckpointInvalid(f"'{path / 'config.json'}' names no architecture")
         self.architecture = str(architectures[0])
-        self.labels = _labels(self.config, path)
+        rules = ARCHITECTURES.get(self.architecture)
+        speaks = rules is not None and LANGUAGE.issuperset(rules.tasks)
+        self.labels = () if speaks else _labels(self.config, path)
         _check_not_quantised(self.config, path)
         self._stored: dict[str, Stored] = {}
         for file, names in _weight_files(path).items():

@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["METRICS", "Metric", "Task", "are_tags", "check_labels"]
+__all__ = ["LANGUAGE", "METRICS", "Metric", "Task", "are_tags", "check_labels"]
 
-Task: TypeAlias = Literal["single-label", "multi-label", "regression", "token-classification"]
+Task: TypeAlias = Literal[
+    "single-label", "multi-label", "regression", "token-classification", "causal-lm", "seq2seq"
+]
 """What a model says of every text: one label, any number of them, a number, or a tag for every
-word of it."""
+word of it; or what comes next, or what it becomes."""
+
+LANGUAGE: frozenset[Task] = frozenset({"causal-lm", "seq2seq"})
+"""The tasks without labels, whose outputs are the tokens of the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Metric:
 
 
 _ACCURACY = Metric("accuracy", "accuracy")
+_PERPLEXITY = Metric("perplexity", "perplexity", 1.0, math.inf, higher_is_better=False)
 
 METRICS: Mapping[Task, tuple[Metric, ...]] = {
     "single-label": (_ACCURACY, Metric("f1", "macro-F1")),
@@ -52,6 +58,12 @@ METRICS: Mapping[Task, tuple[Metric, ...]] = {
         Metric("spearman", "Spearman's rho", least=-1.0),
     ),
     "token-classification": (_ACCURACY, Metric("f1", "entity F1")),
+    "causal-lm": (_PERPLEXITY, Metric("accuracy", "next-token accuracy")),
+    "seq2seq": (
+        _PERPLEXITY,
+        Metric("exact_match", "exact match"),
+        Metric("accuracy", "token accuracy"),
+    ),
 }
 """The scores of each task, two or more: tables and plots show two, and the first one chooses."""
 
@@ -78,6 +90,11 @@ def _one(labels: Sequence[str]) -> None:
         raise ValueError("a regression has one label: what its number is called")
 
 
+def _none(labels: Sequence[str]) -> None:
+    if labels:
+        raise ValueError("a language model has no labels")
+
+
 def _tags(labels: Sequence[str]) -> None:
     if not are_tags(labels):
         raise ValueError('tags of words are "O" and, for each type of entity, "B-..." or "I-..."')
@@ -88,4 +105,6 @@ _LABELS: Mapping[Task, Callable[[Sequence[str]], None]] = {
     "multi-label": _several,
     "regression": _one,
     "token-classification": _tags,
+    "causal-lm": _none,
+    "seq2seq": _none,
 }

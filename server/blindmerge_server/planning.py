@@ -10,6 +10,7 @@ from blindmerge.files import replacing
 from blindmerge.identity import Roster
 from blindmerge.plan import Masks, Plan
 from blindmerge.signed_plan import SignedPlan
+from blindmerge.tasks import LANGUAGE
 from blindmerge_server.config import Home, JobSettings
 from blindmerge_server.simulate.noise_terms import warning_of, with_noise
 
@@ -23,7 +24,7 @@ def make_plan(job: JobSettings, roster: Roster, norms: Path) -> Plan:
     `Checkpoint` and `Masks.of` raise.
     """
     base = Checkpoint(job.base)
-    if not base.labels:
+    if not base.labels and base.task not in LANGUAGE:
         raise ConfigInvalid(
             f"the base model '{job.base}' has no labels",
             hint="all owners fine-tune one classifier; give that checkpoint, with its new head",

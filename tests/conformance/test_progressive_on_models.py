@@ -17,6 +17,7 @@ from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.errors import PeerInvalid
 from blindmerge.manifest import Group
 from blindmerge.statistic import Array, Statistic
+from blindmerge.tasks import Task
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_server.rounds import BlockSum, solve_block
@@ -118,11 +119,18 @@ def walk(job: Job, found: Mapping[str, Array]) -> Iterator[tuple[Group, Rows, Ro
 
 @METHODS
 @ROUNDS
-@pytest.mark.parametrize("architecture", IN_FORWARD_ORDER)
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        *((each, "single-label") for each in IN_FORWARD_ORDER),
+        ("llama", "causal-lm"),
+        ("t5", "seq2seq"),
+    ],
+)
 def test_every_group_is_the_regression_in_the_model_merged_so_far(
-    architecture: Architecture, rounds: str, method: str, tmp_path: Path
+    architecture: Architecture, task: Task, rounds: str, method: str, tmp_path: Path
 ) -> None:
-    job = job_of(tmp_path, architecture, method=method, rounds=rounds)
+    job = job_of(tmp_path, architecture, method=method, rounds=rounds, task=task)
     merged = Checkpoint(merge(job).path)
     found = merged.read(merged.shapes)
     own = [Checkpoint(path).read(merged.shapes) for path in job.owners]

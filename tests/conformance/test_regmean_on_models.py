@@ -13,14 +13,14 @@ from blindmerge.checkpoint import Checkpoint
 from blindmerge.manifest import Group
 from blindmerge.merge import RegMean
 from blindmerge.statistic import Array
-from blindmerge.tasks import Task
+from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.batches import batches
 from blindmerge_client.models import auto_class, load_model, load_tokenizer
 from support.captured import Captured, captured_rows
 from support.evidence import stacked
 from support.jobs import Job, make_job
 from support.merging import merge
-from support.pico import ARCHITECTURES, IN_FORWARD_ORDER, Architecture
+from support.pico import ARCHITECTURES, IN_FORWARD_ORDER, LANGUAGE_MODELS, Architecture
 
 OWNERS = 3
 # Texts of every kind have the same layers: one architecture is enough for the other heads.
@@ -29,6 +29,7 @@ CASES: list[tuple[Architecture, Task]] = [
     *((each, "token-classification") for each in IN_FORWARD_ORDER),
     ("bert", "multi-label"),
     ("bert", "regression"),
+    *LANGUAGE_MODELS,
 ]
 each_model = pytest.mark.parametrize(("architecture", "task"), CASES)
 
@@ -109,12 +110,17 @@ def test_what_is_averaged_is_the_mean(architecture: Architecture, tmp_path: Path
 # weighted), and the solve of a singular system keeps three digits, not all of them. With a ridge
 # the error is far below half a unit of float32, so rounding gives the owner's number back.
 @pytest.mark.parametrize(
-    ("architecture", "ridge"), [*((each, 0.01) for each in ARCHITECTURES), ("bert", 0.1)]
+    ("architecture", "task", "ridge"),
+    [
+        *((each, "single-label", 0.01) for each in ARCHITECTURES),
+        ("bert", "single-label", 0.1),
+        *((*each, 0.01) for each in LANGUAGE_MODELS),
+    ],
 )
 def test_equal_owners_give_their_checkpoint_back_bit_for_bit(
-    architecture: Architecture, ridge: float, tmp_path: Path
+    architecture: Architecture, task: Task, ridge: float, tmp_path: Path
 ) -> None:
-    one = make_job(tmp_path, architecture, owners=1, ridge=ridge, rows_factor=0.0)
+    one = make_job(tmp_path, architecture, owners=1, task=task, ridge=ridge, rows_factor=0.0)
     job = Job(one.base, one.owners * OWNERS, one.texts * OWNERS, one.plan, one.folder)
     merged, own = Checkpoint(merge(job)), Checkpoint(one.owners[0])
     found, expected = merged.read(own.shapes), own.read(own.shapes)
@@ -132,14 +138,18 @@ def test_the_merged_model_loads_and_predicts(
     kind: Any = auto_class(task)
     model, report = kind.from_pretrained(merged, output_loading_info=True)
     assert not any(report.values()), report
-    assert model.config.id2label == dict(enumerate(job.plan.labels))
     tokenizer: Any = AutoTokenizer
     inputs = tokenizer.from_pretrained(merged)(["good film"], return_tensors="pt")
+    if task == "seq2seq":
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.no_grad():
         logits = model(**inputs).logits
-    labels = len(job.plan.labels)
+    outputs = model.config.vocab_size if task in LANGUAGE else len(job.plan.labels)
+    if task not in LANGUAGE:
+        assert model.config.id2label == dict(enumerate(job.plan.labels))
     # Two words with two special tokens.
-    assert logits.shape == ((1, 4, labels) if task == "token-classification" else (1, labels))
+    by_token = task in LANGUAGE or task == "token-classification"
+    assert logits.shape == ((1, 4, outputs) if by_token else (1, outputs))
     assert torch.isfinite(logits).all()
 
 

@@ -69,6 +69,8 @@ def captured_rows(
         for number, batch in enumerate(batches):
             watch.calls.clear()
             lengths = batch.inputs["attention_mask"].sum(dim=1).tolist()
+            if "labels" in batch.inputs:
+                targets = (batch.inputs["labels"] >= 0).sum(dim=1).tolist()
             model(**batch.inputs)
             for group in groups:
                 seen = watch.calls[group.name]
@@ -77,7 +79,8 @@ def captured_rows(
                 assert len(seen) == 1 or group.repeated
                 if group.expert is None:
                     for inputs, *_ in seen:
-                        found[group.name] += _rows(group, inputs, lengths)
+                        here_lengths = targets if group.rows == "target-tokens" else lengths
+                        found[group.name] += _rows(group, inputs, here_lengths)
                     continue
                 given = (
                     like[group.name].places if like else _places(group, seen[0], number, lengths)

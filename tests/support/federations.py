@@ -6,11 +6,13 @@ from pathlib import Path
 
 from blindmerge.tasks import Task
 from blindmerge_client.data import Examples
-from support.pico import examples_for, labels_for, pico_encoder
+from blindmerge_client.tasks import Pair
+from support.pico import Architecture, examples_for, labels_for, pico_encoder
 
 __all__ = ["LABELS", "json_lines", "pico_federation"]
 
 LABELS = ("negative", "positive")
+_ARCHITECTURES: Mapping[Task, Architecture] = {"causal-lm": "gpt2", "seq2seq": "t5"}
 
 
 def pico_federation(
@@ -24,15 +26,16 @@ def pico_federation(
 
     job: more lines of the [job] table.   own_labels: of owners that do not have the job's.
     """
+    architecture = _ARCHITECTURES.get(task, "bert")
     labels = LABELS if task == "single-label" else labels_for(task)
     folder.mkdir(parents=True, exist_ok=True)
-    pico_encoder(folder / "encoder")
+    pico_encoder(folder / "encoder", architecture, task=task)
     lines = [
         "[job]",
         'name = "pico"',
         'base = "encoder"',
         f'task = "{task}"',
-        f"labels = {json.dumps(labels)}",
+        *([f"labels = {json.dumps(labels)}"] if labels else []),
         *(job.splitlines() or ['method = { name = "regmean", rows_factor = 1.0 }']),
         "[training]",
         "epochs = 2",
@@ -59,7 +62,11 @@ def json_lines(examples: Examples, names: Sequence[str], task: Task = "single-la
     """The examples as an owner's file has them.   names: of the labels."""
     rows: list[dict[str, object]] = []
     for text, label in zip(examples.texts, examples.labels, strict=True):
-        if task == "multi-label" and isinstance(label, tuple):
+        if isinstance(text, Pair):
+            rows.append(text._asdict())
+        elif task == "causal-lm":
+            rows.append({"text": text})
+        elif task == "multi-label" and isinstance(label, tuple):
             labels = [name for name, holds in zip(names, label, strict=True) if holds]
             rows.append({"text": text, "labels": labels})
         elif isinstance(label, tuple):

@@ -20,16 +20,17 @@ import torch
 from transformers import AutoModel, BertTokenizer, PreTrainedTokenizerFast
 
 from blindmerge.manifest import ARCHITECTURES as RULES
-from blindmerge.tasks import Task
+from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.data import Examples
 from blindmerge_client.models import auto_class, head_classes, quiet
-from blindmerge_client.tasks import TASKS
+from blindmerge_client.tasks import TASKS, Pair
 from support.pico_configs import Architecture, config_of
 
 __all__ = [
     "ARCHITECTURES",
     "ENCODER_TASKS",
     "IN_FORWARD_ORDER",
+    "LANGUAGE_MODELS",
     "TAGS",
     "WORDS",
     "Architecture",
@@ -38,12 +39,13 @@ __all__ = [
     "labels_for",
     "pico_encoder",
     "pico_examples",
+    "pico_pairs",
     "pico_ratings",
     "pico_sentences",
+    "pico_texts",
     "pico_topics",
 ]
 
-ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 # One of each kind of layer that can be merged in forward order.
 IN_FORWARD_ORDER: tuple[Architecture, ...] = (
     "bert",
@@ -54,6 +56,16 @@ IN_FORWARD_ORDER: tuple[Architecture, ...] = (
     "qwen3",
     "mixtral",
 )
+
+LANGUAGE_MODELS: tuple[tuple[Architecture, Task], ...] = (
+    ("gpt2", "causal-lm"),
+    ("llama", "causal-lm"),
+    ("gemma3", "causal-lm"),
+    ("qwen3-moe", "causal-lm"),
+    ("t5", "seq2seq"),
+    ("t5-gated", "seq2seq"),
+)
+"""With output layers of their own, Llama and Qwen, or tied to the embeddings."""
 
 NEUTRAL = ("a", "the", "this", "film", "tweet", "phone", "is", "was", "it", "we", "they", "so")
 POSITIVE = ("good", "great", "happy", "fine", "love", "nice", "best")
@@ -81,7 +93,8 @@ def pico_encoder(
     """Writes a pico checkpoint with its tokenizer into `folder` and returns `folder`.
 
     seed: of the weights; the caller's random state is left alone.
-    labels: without them an encoder is written, with them a classifier for the task.
+    labels: without them an encoder is written, with them a classifier for the task. A language
+        model has none.
     """
     tokenizer = _tokenizer(architecture)
     config = config_of(architecture, len(tokenizer))
@@ -92,7 +105,7 @@ def pico_encoder(
     if labels:
         for key, value in TASKS[task].head.config.items():
             setattr(config, key, value)
-    kind: Any = auto_class(task) if labels else AutoModel
+    kind: Any = auto_class(task) if labels or task in LANGUAGE else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.from_config(config)
@@ -105,6 +118,12 @@ def pico_encoder(
 def has_head(architecture: Architecture, task: Task) -> bool:
     """Whether there are models of this kind for the task."""
     return head_classes(task).get(config_of(architecture, 30).model_type) in RULES
+
+
+# Those with classifiers of texts.
+ARCHITECTURES: tuple[Architecture, ...] = tuple(
+    each for each in get_args(Architecture) if has_head(each, "single-label")
+)
 
 
 def pico_examples(count: int, seed: int = 0) -> Examples:
@@ -152,6 +171,30 @@ def pico_ratings(count: int, seed: int = 0) -> Examples:
     return Examples(tuple(texts), tuple(labels))
 
 
+def pico_texts(count: int, seed: int = 0) -> Examples:
+    """Texts of 4 to 9 known words, each of which mostly follows from the one before it."""
+    rng = random.Random(seed)  # noqa: S311
+    texts = []
+    for _ in range(count):
+        places = [rng.randrange(len(WORDS))]
+        for _ in range(rng.randint(3, 8)):
+            step = 1 if rng.random() < 0.9 else rng.randrange(len(WORDS))
+            places.append((places[-1] + step) % len(WORDS))
+        texts.append(" ".join(WORDS[place] for place in places))
+    return Examples(tuple(texts), ((),) * count)
+
+
+def pico_pairs(count: int, seed: int = 0) -> Examples:
+    """Texts of 3 to 8 known words, and the moods among these, or `so` if there is none."""
+    rng = random.Random(seed)  # noqa: S311
+    pairs = []
+    for _ in range(count):
+        words = rng.choices(WORDS, k=rng.randint(3, 8))
+        moods = [word for word in words if word not in NEUTRAL]
+        pairs.append(Pair(" ".join(words), " ".join(moods or ["so"])))
+    return Examples(tuple(pairs), ((),) * count)
+
+
 def labels_for(task: Task) -> tuple[str, ...]:
     """Labels of a model for the task."""
     return _LABELS[task]
@@ -183,12 +226,16 @@ _LABELS: Mapping[Task, tuple[str, ...]] = {
     "multi-label": ("glad", "angry", "film"),
     "regression": ("mood",),
     "token-classification": TAGS,
+    "causal-lm": (),
+    "seq2seq": (),
 }
 _EXAMPLES: Mapping[Task, Callable[[int, int], Examples]] = {
     "single-label": pico_examples,
     "multi-label": pico_topics,
     "regression": pico_ratings,
     "token-classification": pico_sentences,
+    "causal-lm": pico_texts,
+    "seq2seq": pico_pairs,
 }
 
 

@@ -26,6 +26,8 @@ Architecture: TypeAlias = Literal[
     "mixtral",
     "qwen2-moe",
     "qwen3-moe",
+    "t5",
+    "t5-gated",
 ]
 DECODERS: frozenset[Architecture] = frozenset(
     {
@@ -95,6 +97,21 @@ def _deberta(vocabulary: int) -> Any:
     )
 
 
+def _t5(vocabulary: int, feed_forward: str = "relu") -> Any:
+    kind: Any = transformers.T5Config
+    return kind(
+        vocab_size=vocabulary,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj=feed_forward,
+        decoder_start_token_id=0,
+        **_SPECIAL,
+    )
+
+
 def _like_llama(name: str, **options: Any) -> Callable[[int], Any]:
     """Two heads of queries share one of keys and values."""
     sizes = {**_SIZES, **_BERT_POSITIONS, "num_key_value_heads": 1, **_SPECIAL, **options}
@@ -134,6 +151,8 @@ _CONFIGS: Mapping[Architecture, Callable[[int], Any]] = {
         mlp_only_layers=[1],
     ),
     "qwen3-moe": _like_llama("Qwen3Moe", **_EXPERTS, head_dim=8),
+    "t5": _t5,
+    "t5-gated": lambda v: _t5(v, "gated-gelu"),
 }
 
 

@@ -24,7 +24,11 @@ def collect_grams(
     model: nn.Module, runner: BlockRunner, block: Block, products: Products = "float64"
 ) -> dict[str, GramEvidence]:
     """The Gram matrix of every group of `block`, over all batches of `runner`."""
-    return _over(runner.run(block.module), model, block, products) if block.groups else {}
+    if not block.groups:
+        return {}
+    # Nothing comes after the head, whose output for a language model is larger than all before.
+    passes = runner.run(block.module) if block.module else runner.peek("", awaited(block.groups))
+    return _over(passes, model, block, products)
 
 
 def collect_merged_grams(

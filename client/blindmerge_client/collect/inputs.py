@@ -16,7 +16,7 @@ from torch import nn
 
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest import Group, Rows
-from blindmerge_client.batches import Batch
+from blindmerge_client.batches import IGNORED, Batch
 from blindmerge_client.collect.experts import Routes, chosen, routed
 
 __all__ = ["Inputs", "Part", "Seen", "awaited", "watched"]
@@ -155,6 +155,13 @@ def _tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     return Seen(parts, sum(len(part.rows) for part in parts))
 
 
+def _target_tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
+    # The decoder gets each target one place later, so a place counts where there is a target.
+    (inputs,) = calls
+    rows = _masked(group, inputs, batch.inputs["labels"] != IGNORED)
+    return Seen([Part(rows)], len(rows))
+
+
 def _masked(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The real tokens of [texts, tokens, inputs], or of that with the first two as one."""
     if inputs.shape[:-1] == mask.shape:
@@ -192,6 +199,7 @@ def _tokens_and_positions(group: Group, calls: Sequence[torch.Tensor], batch: Ba
 
 _KINDS: Mapping[Rows, Callable[[Group, Sequence[torch.Tensor], Batch], Seen]] = {
     "tokens": _tokens,
+    "target-tokens": _target_tokens,
     "sequences": _sequences,
     "last-tokens": _last_tokens,
     "tokens-and-positions": _tokens_and_positions,

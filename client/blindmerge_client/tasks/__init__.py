@@ -6,6 +6,7 @@ What a row of an owner's file has depends on the task; each file begins with it.
 from collections.abc import Mapping
 
 from blindmerge.tasks import Task
+from blindmerge_client.tasks.language import CAUSAL_LM, SEQ2SEQ
 from blindmerge_client.tasks.multi_label import MULTI_LABEL
 from blindmerge_client.tasks.regression import REGRESSION
 from blindmerge_client.tasks.rules import (
@@ -13,6 +14,7 @@ from blindmerge_client.tasks.rules import (
     Head,
     Label,
     Outputs,
+    Pair,
     Row,
     Target,
     TaskRules,
@@ -21,11 +23,24 @@ from blindmerge_client.tasks.rules import (
 from blindmerge_client.tasks.single_label import SINGLE_LABEL
 from blindmerge_client.tasks.token_classification import TOKEN_CLASSIFICATION
 
-__all__ = ["TASKS", "Form", "Head", "Label", "Outputs", "Row", "Target", "TaskRules", "Text"]
+__all__ = [
+    "TASKS",
+    "Form",
+    "Head",
+    "Label",
+    "Outputs",
+    "Pair",
+    "Row",
+    "Target",
+    "TaskRules",
+    "Text",
+]
 
 TASKS: Mapping[Task, TaskRules] = {
     "single-label": SINGLE_LABEL,
     "multi-label": MULTI_LABEL,
     "regression": REGRESSION,
     "token-classification": TOKEN_CLASSIFICATION,
+    "causal-lm": CAUSAL_LM,
+    "seq2seq": SEQ2SEQ,
 }

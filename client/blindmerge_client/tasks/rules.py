@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ __all__ = [
     "Head",
     "Label",
     "Outputs",
+    "Pair",
     "Row",
     "Target",
     "TaskRules",
@@ -27,8 +28,16 @@ __all__ = [
     "whole_text",
 ]
 
-Text: TypeAlias = str | tuple[str, ...]
-"""A text as a whole, or split into words."""
+
+class Pair(NamedTuple):
+    """A text and what it is to become."""
+
+    source: str
+    target: str
+
+
+Text: TypeAlias = str | tuple[str, ...] | Pair
+"""A text as a whole, split into words, or with the one that it becomes."""
 Label: TypeAlias = int | float | tuple[int, ...]
 """What belongs to a text: the index of its label, 0 or 1 for each label, a number, or an index for
 each word."""
@@ -73,7 +82,9 @@ class Head:
 class Outputs:
     """What a model said to a batch.
 
-    logits: float64, a row per text.   inputs: of the model, by name.
+    logits: float64, a row per text; of a language model [texts, tokens, 2], the log-probability of
+    what is to come and whether it is the likeliest, NaN where nothing is.
+    inputs: of the model, by name.
     words: of each token the number of the word that it begins, or -1; None for whole texts.
     texts: those of the batch.   labels: the names of the head's outputs.
     """
@@ -92,6 +103,8 @@ class TaskRules:
     fits: whether a model with so many labels can learn from a text and its label.
     target: what the loss compares with, from the tokens' words (see `Outputs`) and the label.
     padding: the target of padding, if there is one for each token; None if there is one a text.
+    language: whether the outputs are for tokens of the vocabulary. Targets are then tokens, not
+    what `target` says, and of the logits only what is said of them is kept (see `Outputs`).
     rows: predictions from the model's outputs, an array [rows, columns] for each text in turn.
     combine: the predictions of an ensemble, from those of each model, all rows at once.
     score: the metrics of the task by id (`METRICS`), from the predictions for all texts, the
@@ -107,6 +120,7 @@ class TaskRules:
     combine: Callable[[Sequence[Array]], Array]
     score: Callable[[Array, Sequence[Label], Sequence[str]], Mapping[str, float]]
     padding: int | None = None
+    language: bool = False
 
 
 def softmax(logits: Array) -> Array:

@@ -10,6 +10,7 @@ __all__ = ["Block", "Group", "Layout", "Linear", "Manifest", "Mean", "Rows", "St
 
 Rows: TypeAlias = Literal[
     "tokens",
+    "target-tokens",
     "sequences",
     "last-tokens",
     "tokens-and-positions",
@@ -18,7 +19,8 @@ Rows: TypeAlias = Literal[
 ]
 """What a row of a layer's input is.
 
-`tokens`: a real token.   `sequences`: a whole text.   `last-tokens`: the last real token of a
+`tokens`: a real token, of a pair of texts one of the source.   `target-tokens`: a real token of
+the target of a pair.   `sequences`: a whole text.   `last-tokens`: the last real token of a
 text, of a layer that runs on all of them.   `tokens-and-positions`: the layer runs on the tokens
 and then on a table of positions, the same for every text; the table's rows count together as much
 as the tokens.   `routed-tokens`: a real token that a router sends to the group's expert.

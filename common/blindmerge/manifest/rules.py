@@ -103,6 +103,14 @@ class Architecture:
         head = Part("", tuple(tokens(name) for name in names))
         return replace(self, tasks=("token-classification",), head=head)
 
+    def for_language(self) -> "Architecture":
+        """The same layers as a language model.
+
+        Where its output layer is one tensor with the embeddings, that is merged as they are.
+        """
+        head = Part("", (tokens("lm_head", optional=True),))
+        return replace(self, tasks=("causal-lm",), head=head)
+
 
 def manifest_of(name: str, rules: Architecture, shapes: Shapes) -> Manifest:
     """The manifest of a checkpoint of the class `name`.
@@ -125,7 +133,7 @@ def manifest_of(name: str, rules: Architecture, shapes: Shapes) -> Manifest:
             for part, paths in stacks
             for path in paths
         ),
-        _block("head", rules.head, shapes),
+        *(head for head in [_block("head", rules.head, shapes)] if head.shapes),
     )
     manifest = Manifest(architecture=name, blocks=blocks)
     _check_all_known(manifest, shapes)

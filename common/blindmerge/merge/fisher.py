@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from blindmerge.errors import ConfigInvalid
-from blindmerge.manifest import Block, Group, Manifest, Rows
+from blindmerge.manifest import ARCHITECTURES, Block, Group, Manifest, Rows
 from blindmerge.merge.method import (
     BlockEvidence,
     Evidence,
@@ -24,11 +24,13 @@ from blindmerge.merge.method import (
     total_weight,
 )
 from blindmerge.statistic import Array, Schema, Statistic
+from blindmerge.tasks import LANGUAGE
 
 __all__ = [
     "FISHER_FLOOR",
     "Fisher",
     "check_gradients",
+    "check_task",
     "informed_mean",
     "informed_shapes",
     "informed_sums",
@@ -56,6 +58,17 @@ def check_gradients(groups: Iterable[Group]) -> None:
             )
         if group.repeated or group.rows in _CALLED_TWICE:
             raise _used_again(group.name)
+
+
+def check_task(manifest: Manifest) -> None:
+    """Raises ConfigInvalid for a model whose outputs are too many to differentiate."""
+    rules = ARCHITECTURES.get(manifest.architecture)
+    if rules is not None and LANGUAGE.issuperset(rules.tasks):
+        raise ConfigInvalid(
+            "there is no Fisher information of a language model: it would take a gradient for "
+            "each word of the vocabulary at each token",
+            hint=_HINT,
+        )
 
 
 def _used_again(name: str) -> ConfigInvalid:
@@ -131,6 +144,7 @@ class Fisher(Options):
 
     def check(self, manifest: Manifest) -> None:
         """Refuses what examples share, beside `check_gradients`."""
+        check_task(manifest)
         for block in manifest.blocks:
             for mean in block.means:
                 if mean.name.endswith(_SHARED):

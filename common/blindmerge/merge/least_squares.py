@@ -25,6 +25,7 @@ from pydantic import Field
 from blindmerge.manifest import Block, Group, Manifest
 from blindmerge.merge.fisher import (
     check_gradients,
+    check_task,
     informed_mean,
     informed_shapes,
     informed_sums,
@@ -115,6 +116,7 @@ class LeastSquares(Options):
     def check(self, manifest: Manifest) -> None:
         """Refuses a share of Fisher merging where there is no Fisher information."""
         if self.fisher_share:
+            check_task(manifest)
             for block in manifest.blocks:
                 check_gradients(block.groups)
 

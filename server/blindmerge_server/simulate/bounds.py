@@ -33,7 +33,7 @@ from blindmerge.statistic import Array
 from blindmerge_client.collect.whitening import Whitening
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.session import Session
-from blindmerge_client.tasks import Text
+from blindmerge_client.tasks import Pair, Text
 from blindmerge_server.simulate.noise_bounds import with_noise
 
 __all__ = ["Layouts", "cached_layouts", "public_layouts"]
@@ -158,5 +158,7 @@ def _texts(plan: Plan, base: Path, rng: np.random.Generator) -> Sequence[Text]:
     ids = np.array([token for token in range(len(tokenizer)) if token not in special])
     drawn = rng.choice(ids, (_TEXTS, min(plan.max_length, _MOST_TOKENS)))
     words = [tokenizer.decode(row.tolist()).split() for row in drawn]
-    split = plan.task == "token-classification"
-    return [tuple(row) if split else " ".join(row) for row in words]
+    if plan.task == "token-classification":
+        return [tuple(row) for row in words]
+    texts = [" ".join(row) for row in words]
+    return [Pair(text, text) for text in texts] if plan.task == "seq2seq" else texts

@@ -128,14 +128,13 @@ class Job(BaseModel):
     )
     task: Task = Field(
         default="single-label",
-        description='"single-label", "multi-label", "regression" (a number for every text) or '
-        '"token-classification"',
+        description='"single-label", "multi-label", "regression" (a number for every text), '
+        '"token-classification", "causal-lm" or "seq2seq"',
     )
-    labels: Annotated[
-        tuple[str, ...],
-        Field(description='the label names, e.g. ["negative", "positive"]'),
-        AfterValidator(_labels),
-    ]
+    labels: Annotated[tuple[str, ...], AfterValidator(_labels)] = Field(
+        default=(),
+        description='the label names, e.g. ["negative", "positive"]; none for a language model',
+    )
     masks: Literal["on", "off"] = Field(
         default="on",
         description='"off" shows the server every owner\'s statistics; every owner must allow it',
@@ -333,7 +332,10 @@ def _clashes(raw: Mapping[str, object]) -> list[str]:
 
 
 def _mistaken_labels(task: Any, table: object, key: str) -> Iterator[str]:
-    labels = table.get("labels") if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return
+    # Without a list of its own an owner has the job's.
+    labels = table.get("labels", [] if key == "job" else None)
     # What is wrong with one of them alone is told already.
     if task in get_args(Task) and isinstance(labels, list) and len(set(labels)) == len(labels):
         try:

@@ -88,7 +88,7 @@ def test_the_loss_is_that_of_first_tokens(tmp_path: Path) -> None:
         )
     ]
     with torch.no_grad():
-        loss = float(model(**module._collate(tokenizer, rows, TASKS[TASK].padding)).loss)
+        loss = float(model(**module._collate(tokenizer, rows, TASKS[TASK])).loss)
         expected = []
         for text, label in zip(examples.texts, examples.labels, strict=True):
             inputs = tokenizer(list(text), is_split_into_words=True, return_tensors="pt")

@@ -215,7 +215,7 @@ def test_the_loss_is_the_tasks(task: Task, tmp_path: Path) -> None:
         )
     ]
     with torch.no_grad():
-        output = model(**module._collate(tokenizer, rows, rules.padding))
+        output = model(**module._collate(tokenizer, rows, rules))
     logits, gold = output.logits.double().numpy(), np.array(examples.labels, dtype=float)
     if task == "multi-label":
         terms = np.log1p(np.exp(logits)) - gold * logits

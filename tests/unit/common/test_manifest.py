@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from transformers.pytorch_utils import Conv1D
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
 from blindmerge.manifest import ARCHITECTURES as TABLE
 from blindmerge.manifest import Group, Linear, Manifest, Mean, describe, task_of
-from blindmerge.tasks import Task
+from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.models import auto_class
 from blindmerge_client.tasks import TASKS
 from support.evidence import bert_shapes
-from support.pico import ARCHITECTURES, ENCODER_TASKS, has_head, labels_for
+from support.pico import has_head, labels_for
 from support.pico_configs import Architecture, config_of
 
 
@@ -31,7 +31,8 @@ def _minilm() -> Any:
 
 def _build(architecture: Architecture, task: Task) -> Any:
     config = config_of(architecture, 30)
-    config.num_labels = len(labels_for(task))
+    if task not in LANGUAGE:
+        config.num_labels = len(labels_for(task))
     for key, value in TASKS[task].head.config.items():
         setattr(config, key, value)
     return auto_class(task).from_config(config)
@@ -39,8 +40,8 @@ def _build(architecture: Architecture, task: Task) -> Any:
 
 MODELS: Mapping[str, Callable[[], Any]] = {"minilm": _minilm} | {
     f"{architecture}, {task}": partial(_build, architecture, task)
-    for architecture in ARCHITECTURES
-    for task in ENCODER_TASKS
+    for architecture in get_args(Architecture)
+    for task in get_args(Task)
     if has_head(architecture, task)
 }
 
@@ -54,7 +55,25 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+
+
+def _tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Those of a checkpoint: of names for one tensor there is the first."""
+    found: dict[int, str] = {}
+    for name, tensor in model.state_dict().items():
+        found.setdefault(tensor.data_ptr(), name)
+    return {name: model.state_dict()[name] for name in found.values()}
+
+
+def _call(model: Any) -> Any:
+    """The logits of two texts, of a pair with four tokens in the target."""
+    inputs = {"input_ids": torch.full((2, 5), 7)}
+    inputs["attention_mask"] = torch.ones(2, 5, dtype=torch.long)
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.full((2, 4), 7)
+    with torch.inference_mode():
+        return model(**inputs).logits
 
 
 def _manifest(model: Any) -> Manifest:
@@ -71,11 +90,11 @@ def test_table_is_tested_whole() -> None:
 
 def test_the_task_says_what_has_a_label(model: Any) -> None:
     # One row of logits per text, or one per token.
-    with torch.inference_mode():
-        logits = model(input_ids=torch.full((2, 5), 7)).logits
+    logits = _call(model)
     task = task_of(type(model).__name__, model.config.to_dict())
-    assert logits.dim() == (3 if task == "token-classification" else 2)
+    assert logits.dim() == (3 if task in {"token-classification", *LANGUAGE} else 2)
     assert (logits.shape[-1] == 1) == (task == "regression")
+    assert (logits.shape[-1] == model.config.vocab_size) == (task in LANGUAGE)
 
 
 def _rules_of(layer: Linear) -> set[str]:
@@ -91,8 +110,8 @@ def test_every_tensor_has_exactly_one_rule(model: Any) -> None:
     rules.update(
         name for group in _groups(manifest) for layer in group.layers for name in _rules_of(layer)
     )
-    expected = Counter(name for name, tensor in model.state_dict().items() if tensor.dim() < 3)
-    for name, tensor in model.state_dict().items():
+    expected = Counter(name for name, tensor in _tensors(model).items() if tensor.dim() < 3)
+    for name, tensor in _tensors(model).items():
         if tensor.dim() == 3:  # experts, one above another
             rows = tensor.shape[1]
             expected.update(f"{name}[{e * rows}:{(e + 1) * rows}]" for e in range(len(tensor)))
@@ -102,10 +121,11 @@ def test_every_tensor_has_exactly_one_rule(model: Any) -> None:
 
 def _linear_modules(model: Any) -> dict[str, Any]:
     """All that computes W x + b with a tensor of its own."""
+    shapes = _shapes(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D))
+        if (f"{name}.weight" in shapes and isinstance(module, (torch.nn.Linear, Conv1D)))
         or type(module).__name__.endswith("TopKRouter")
     }
 
@@ -133,13 +153,14 @@ def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: 
 
     for name, module in _linear_modules(model).items():
         module.register_forward_pre_hook(watch(name))
-    with torch.inference_mode():
-        model(input_ids=torch.full((2, 5), 7), attention_mask=torch.ones(2, 5, dtype=torch.long))
-    seen: dict[int, tuple[set[str], Any]] = {}
+    _call(model)
+    seen: dict[object, tuple[set[str], Any]] = {}
     for name, tensor in calls:
         shape = tuple(tensor.shape[:-1])
         # Mixtures get all tokens in one row.
-        names, _ = seen.setdefault(id(tensor), (set(), (2, 5) if shape == (10,) else shape))
+        # All layers of a decoder look at one output of an encoder.
+        key = (id(tensor), name.split(".")[:3] if model.config.is_encoder_decoder else None)
+        names, _ = seen.setdefault(repr(key), (set(), (2, 5) if shape == (10,) else shape))
         names.add(name)
     assert _expected_calls(model) == list(seen.values())
 
@@ -147,7 +168,7 @@ def test_groups_are_the_layers_that_get_the_same_tensor_in_forward_order(model: 
 def _expected_calls(model: Any) -> list[tuple[set[str], Any]]:
     """Which layers are called on one tensor, and its shape without the width."""
     # [texts, tokens, width] has a row per token, [texts, width] a row per text.
-    shapes = {"sequences": (2,)}
+    shapes = {"sequences": (2,), "target-tokens": (2, 4)}
     once: list[tuple[set[str], Any]] = []
     again: list[tuple[set[str], Any]] = []
     previous = ""
@@ -173,11 +194,14 @@ def test_blocks_are_embeddings_layers_and_head(model: Any) -> None:
     manifest = _manifest(model)
     first, *_, last = manifest.blocks
     assert (first.name, first.module, first.groups) == ("embeddings", "", ())
-    assert (last.name, last.module, last.means) == ("head", "", ())
+    output = model.get_output_embeddings()
+    if output is None or output.weight is not model.get_input_embeddings().weight:
+        assert (last.name, last.module, last.means) == ("head", "", ())
     layers = {block.name: block for block in manifest.blocks if block.name == block.module}
     assert tuple(layers) == manifest.modules
     depth = {"albert": "num_hidden_groups"}.get(model.config.model_type, "num_hidden_layers")
-    assert len(layers) == getattr(model.config, depth)
+    stacks = 2 if model.config.is_encoder_decoder else 1
+    assert len(layers) == getattr(model.config, depth) * stacks
     for name, block in layers.items():
         inside = {f"{name}.{n}" for n, _ in model.get_submodule(name).named_parameters()}
         assert inside == block.shapes.keys()
@@ -200,8 +224,8 @@ BERT = "BertForSequenceClassification"
 
 
 def test_unknown_architecture_is_named_with_the_known_ones() -> None:
-    with pytest.raises(CheckpointInvalid, match="'GPT2LMHeadModel'") as refused:
-        describe("GPT2LMHeadModel", bert_shapes())
+    with pytest.raises(CheckpointInvalid, match="'BloomForCausalLM'") as refused:
+        describe("BloomForCausalLM", bert_shapes())
     assert all(name in refused.value.hint for name in TABLE)
 
 

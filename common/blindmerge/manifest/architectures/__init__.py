@@ -11,6 +11,7 @@ from blindmerge.manifest.architectures import (
     llama,
     mixtures,
     mpnet,
+    t5,
 )
 from blindmerge.manifest.rules import Architecture
 
@@ -38,11 +39,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "ElectraForTokenClassification": bert.ELECTRA.for_words("classifier"),
     "GPT2ForSequenceClassification": gpt2.GPT2,
     "GPT2ForTokenClassification": gpt2.GPT2.for_words("classifier"),
+    "GPT2LMHeadModel": gpt2.GPT2.for_language(),
     "MPNetForSequenceClassification": mpnet.MPNET,
     "MPNetForTokenClassification": mpnet.MPNET.for_words("classifier"),
     "RobertaForSequenceClassification": bert.ROBERTA,
     "RobertaForTokenClassification": bert.ROBERTA.for_words("classifier"),
+    "T5ForConditionalGeneration": t5.T5,
     **{f"{name}ForSequenceClassification": rules for name, rules in _DECODERS.items()},
+    **{
+        f"{name.removesuffix('Text')}ForCausalLM": rules.for_language()
+        for name, rules in _DECODERS.items()
+    },
     **{
         f"{name}ForTokenClassification": rules.for_words("score")
         for name, rules in _DECODERS.items()

@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_meanwhile_is_passed_over(world: World, where: st
     [
         (httpx.ConnectError("Connection refused"), "Connection refused"),
         (http_error(401), "it does not know this node"),
-        (http_error(412), "it still holds this node's last connection"),
+        (http_error(412), "or still holds its last connection"),
         (http_error(500), "HTTP 500"),
     ],
 )

@@ -76,3 +76,33 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
         _listening(tmp_path / "gateway.sock", None),
     ):
         pass
+
+
+def test_a_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    if tmp_path.stat().st_uid == 0:  # root may always put another socket there
+        os.chown(tmp_path, 54322, -1)
+    with (
+        pytest.raises(ConfigInvalid, match="others may write"),
+        _listening(tmp_path / "gateway.sock", None),
+    ):
+        pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a link that is somebody else's")
+def test_a_link_of_somebody_else_to_a_folder_of_mine_is_refused(tmp_path: Path) -> None:
+    mine, link = tmp_path / "mine", tmp_path / "link"
+    mine.mkdir(mode=0o700)
+    link.symlink_to(mine)
+    with _listening(link / "gateway.sock", None):
+        pass
+    os.lchown(link, 54321, -1)
+    with (
+        pytest.raises(ConfigInvalid, match="others may write"),
+        _listening(link / "gateway.sock", None),
+    ):
+        pass
+    assert not list(mine.glob("*.sock"))

@@ -46,11 +46,13 @@ class Batch:
         [rows, longest]; padding is where `attention_mask` is 0. In `labels`, which is as long as
         the longest target, it is IGNORED.
     words: of the tokens, see `Tokens`, [rows, longest]; padding has -1.
+    fold: which part of the texts it is of, where they are parted.
     """
 
     indices: tuple[int, ...]
     inputs: dict[str, torch.Tensor]
     words: torch.Tensor | None = None
+    fold: int = 0
 
 
 def tokenize(

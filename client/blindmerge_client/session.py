@@ -7,6 +7,7 @@ is sent. All its state lies in its folder, so that a process that died can be st
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -191,7 +192,13 @@ class Session:
 
     @cached_property
     def _batches(self) -> list[Batch]:
-        return self._batched(self._texts, _BATCH_SIZE)
+        if not self.plan.method.halves:
+            return self._batched(self._texts, _BATCH_SIZE)
+        return [
+            replace(batch, fold=fold)
+            for fold in (0, 1)
+            for batch in self._batched(self._texts[fold::2], _BATCH_SIZE)
+        ]
 
     def _batched(self, texts: Sequence[Text], size: int) -> list[Batch]:
         return batches(self._tokenizer, texts, self.plan.max_length, size)

@@ -13,6 +13,8 @@ __all__ = ["filled", "statement"]
 _MEANING = {
     "delta": "changes of weights by your training",
     "gram": "Gram matrices: how often features of your texts occur together",
+    "half-gram": "Gram matrices of half of your texts",
+    "half-moment": "these times changes of weights",
     "moment": "Gram matrices times changes of weights",
     "rows": "how many tokens or texts a layer saw",
     "starved": "whether a layer saw too few of them",

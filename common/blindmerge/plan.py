@@ -207,6 +207,8 @@ def _check_noise(plan: Plan, noise: Noise) -> None:
     reason = REASONS[plan.method.name]
     if reason is not None:
         raise ValueError(f"the method '{plan.method.name}' cannot run with noise: {reason}")
+    if plan.method.halves:
+        raise ValueError('no shrinkage = "two-fold" with noise: the halves are no releases')
     if Evidence.FISHER in plan.method.needs:
         raise ValueError(f"no share of Fisher merging with noise: {REASONS['fisher']}")
     if getattr(plan.method, "weighting", "equal") != "equal":

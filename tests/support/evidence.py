@@ -125,14 +125,23 @@ def with_inputs(
     merged = inputs if merged_inputs is None else merged_inputs
     grams, cross_grams, merged_grams = {}, {}, {}
     for name in (group.name for group in block.groups):
-        x, y, rows = merged[name], inputs[name], len(inputs[name])
-        grams[name] = GramEvidence(total=_frozen(y.T @ y), rows=rows)
-        merged_grams[name] = GramEvidence(total=_frozen(x.T @ x), rows=rows)
-        cross_grams[name] = CrossGramEvidence(_frozen(x.T @ x), _frozen(x.T @ y), rows)
+        x, y = merged[name], inputs[name]
+        half = len(x) // 2
+        grams[name] = _gram(y, _gram(y[:half]))
+        merged_grams[name] = _gram(x, _gram(x[:half]))
+        cross_grams[name] = _cross_gram(x, y, _cross_gram(x[:half], y[:half]))
     evidence = replace(
         owner.evidence, grams=grams, cross_grams=cross_grams, merged_grams=merged_grams
     )
     return Owner(evidence, _read_only(inputs), _read_only(merged))
+
+
+def _gram(rows: Array, half: GramEvidence | None = None) -> GramEvidence:
+    return GramEvidence(_frozen(rows.T @ rows), len(rows), half)
+
+
+def _cross_gram(x: Array, y: Array, half: CrossGramEvidence | None = None) -> CrossGramEvidence:
+    return CrossGramEvidence(_frozen(x.T @ x), _frozen(x.T @ y), len(x), half)
 
 
 def at_home(block: Block, owner: Owner) -> Owner:

@@ -5,7 +5,8 @@ model of the same texts. Models run in eval mode without gradients. How exact th
 said in `moments`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from blindmerge_client.collect.moments import Cross, Gram
 from blindmerge_client.collect.runner import BlockRunner
 
 __all__ = ["collect_cross_grams", "collect_grams", "collect_merged_grams"]
+
+_E = TypeVar("_E")
 
 
 def collect_grams(
@@ -44,12 +47,22 @@ def collect_merged_grams(
 def _over(
     passes: Iterable[Batch], model: nn.Module, block: Block, products: Products
 ) -> dict[str, GramEvidence]:
-    grams = {group.name: Gram(group, products, _device(model)) for group in block.groups}
+    device = _device(model)
+    folds: dict[int, dict[str, Gram]] = {}
     with watched(model, block.groups) as inputs:
         for batch in passes:
+            grams = folds.setdefault(
+                batch.fold, {group.name: Gram(group, products, device) for group in block.groups}
+            )
             for name, seen in inputs.rows(batch).items():
                 grams[name].add(seen)
-    return {name: GramEvidence(gram.total(), gram.count) for name, gram in grams.items()}
+    return _joined(
+        [
+            {name: GramEvidence(gram.total(), gram.count) for name, gram in folds[fold].items()}
+            for fold in sorted(folds)
+        ],
+        lambda half, rest: GramEvidence(half.total + rest.total, half.rows + rest.rows, half),
+    )
 
 
 def collect_cross_grams(
@@ -63,21 +76,45 @@ def collect_cross_grams(
     if not block.groups:
         return {}
     device = _device(merged.model)
-    grams = {group.name: Gram(group, products, device) for group in block.groups}
-    crosses = {group.name: Cross(group, products, device) for group in block.groups}
+    folds: dict[int, dict[str, tuple[Gram, Cross]]] = {}
     with watched(merged.model, block.groups) as there, watched(own.model, block.groups) as here:
         layers = awaited(block.groups)
         passes = [runner.peek(block.module, layers) for runner in (merged, own)]
         for batch, _ in zip(*passes, strict=True):
+            sums = folds.setdefault(
+                batch.fold,
+                {
+                    group.name: (Gram(group, products, device), Cross(group, products, device))
+                    for group in block.groups
+                },
+            )
             other = there.rows(batch)
             ours = here.rows(batch, there.routes)
             for name, seen in other.items():
-                grams[name].add(seen)
-                crosses[name].add(seen, ours[name])
-    return {
-        name: CrossGramEvidence(gram.total(), crosses[name].total(), gram.count)
-        for name, gram in grams.items()
-    }
+                gram, cross = sums[name]
+                gram.add(seen)
+                cross.add(seen, ours[name])
+    return _joined(
+        [
+            {
+                name: CrossGramEvidence(gram.total(), cross.total(), gram.count)
+                for name, (gram, cross) in folds[fold].items()
+            }
+            for fold in sorted(folds)
+        ],
+        lambda half, rest: CrossGramEvidence(
+            half.total + rest.total, half.cross + rest.cross, half.rows + rest.rows, half
+        ),
+    )
+
+
+def _joined(folds: Sequence[Mapping[str, _E]], join: Callable[[_E, _E], _E]) -> dict[str, _E]:
+    """The sums over all folds, one or two; where there are two, they keep the first."""
+    first, *rest = folds
+    if not rest:
+        return dict(first)
+    (second,) = rest
+    return {name: join(half, second[name]) for name, half in first.items()}
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -17,7 +17,7 @@ reference W_0, so the server moves it to the mean after the sum.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -41,7 +41,7 @@ from blindmerge.merge.method import (
     Weights,
     total_weight,
 )
-from blindmerge.merge.ridge import solve_ridge
+from blindmerge.merge.ridge import solve_ridge, two_fold
 from blindmerge.merge.stacking import put_stacked, stacked
 from blindmerge.statistic import (
     Array,
@@ -71,6 +71,8 @@ class LeastSquares(Options):
     weighting: `equal` divides an owner's sums by its rows; `tokens` does not, so that long
         data sets count for more.
     ridge: rho above, relative to the mean of the diagonal.
+    shrinkage: `fixed` takes the ridge as it is. With `two-fold` the server chooses one for each
+        group (see `ridge.two_fold`), and owners also send the sums over half of their examples.
     rows_factor: a group in which an owner has fewer than rows_factor * width rows is
         averaged: such a Gram matrix says little, and says it about few people. A group
         without any row is averaged in any case.
@@ -85,6 +87,7 @@ class LeastSquares(Options):
 
     weighting: Weighting = "equal"
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    shrinkage: Literal["fixed", "two-fold"] = "fixed"
     rows_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
     products: Products = "float64"
     fisher_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -95,6 +98,11 @@ class LeastSquares(Options):
         """Moments of inputs, and Fisher information for a share of it."""
         shared = {Evidence.FISHER} if self.fisher_share else set()
         return frozenset({self.moments, *shared})
+
+    @property
+    def halves(self) -> bool:
+        """For the choice of the ridge."""
+        return self.shrinkage == "two-fold"
 
     @property
     def revises(self) -> bool:
@@ -135,7 +143,8 @@ class LeastSquares(Options):
     def schema_of(self, block: Block) -> Schema:
         """`weight` [1]; `<tensor>:delta` for averaged tensors; per group `:rows` and `:starved`
         [1] and `:gram` (packed triangle); per layer `:delta` and `:moment` [width, outputs];
-        `<tensor>:fisher` and `:fisher-delta` for a share of Fisher merging.
+        `<tensor>:fisher` and `:fisher-delta` for a share of Fisher merging; `:half-gram` and
+        `:half-moment` for a choice of the ridge.
         """
         shapes: dict[str, tuple[int, ...]] = {"weight": (1,)}
         for mean in block.means:
@@ -147,6 +156,10 @@ class LeastSquares(Options):
             for layer in group.layers:
                 for kind in ("delta", "moment"):
                     shapes[f"{layer.name}:{kind}"] = (group.width, layer.outputs)
+            if self.halves:
+                shapes[f"{group.name}:half-gram"] = (packed_size(group.width),)
+                for layer in group.layers:
+                    shapes[f"{layer.name}:half-moment"] = (group.width, layer.outputs)
         informed = {name: block.shapes[name] for name in self.informed(block)}
         return shapes | dict(informed_shapes(informed))
 
@@ -166,7 +179,7 @@ class LeastSquares(Options):
         self, group: Group, evidence: BlockEvidence, weight: float
     ) -> dict[str, Array]:
         rows = self.rows(group, evidence)
-        starved = rows < max(1.0, self.rows_factor * group.width)
+        starved = self._fewest_rows(group, evidence) < max(1.0, self.rows_factor * group.width)
         arrays = {
             f"{group.name}:rows": np.array([float(rows)]),
             f"{group.name}:starved": np.array([float(starved)]),
@@ -174,18 +187,42 @@ class LeastSquares(Options):
         for layer in group.layers:
             delta = stacked(layer, evidence.own) - stacked(layer, evidence.base)
             arrays[f"{layer.name}:delta"] = weight * delta
-        if starved:
-            arrays[f"{group.name}:gram"] = np.zeros(packed_size(group.width))
-            for layer in group.layers:
-                arrays[f"{layer.name}:moment"] = np.zeros((group.width, layer.outputs))
-            return arrays
-        scale = 1.0 / rows if self.weighting == "equal" else 1.0
-        equations = self.equations(group, evidence)
-        arrays[f"{group.name}:gram"] = pack_symmetric(equations.gram)
-        arrays[f"{group.name}:gram"] *= scale
-        for layer in group.layers:
-            arrays[f"{layer.name}:moment"] = scale * equations.moments[layer.name]
+        scale = 0.0 if starved else 1.0 / rows if self.weighting == "equal" else 1.0
+        arrays |= self._moments_of(group, None if starved else evidence, scale, "")
+        if self.halves:
+            half = None if starved else evidence.first_half()
+            arrays |= self._moments_of(group, half, scale, "half-")
         return arrays
+
+    def _fewest_rows(self, group: Group, evidence: BlockEvidence) -> int:
+        """What the group's smallest sum is over."""
+        rows = self.rows(group, evidence)
+        if not self.halves:
+            return rows
+        half = evidence.first_half()
+        # Of a single example, or with noise, there is no half.
+        has = any(group.name in each for each in (half.grams, half.merged_grams, half.cross_grams))
+        first = self.rows(group, half) if has else 0
+        return min(first, rows - first)
+
+    def _moments_of(
+        self, group: Group, evidence: BlockEvidence | None, scale: float, prefix: str
+    ) -> dict[str, Array]:
+        """`:gram` and `:moment` of a group, times `scale`; zeros without evidence."""
+        if evidence is None:
+            zeros = {
+                f"{layer.name}:{prefix}moment": np.zeros((group.width, layer.outputs))
+                for layer in group.layers
+            }
+            return {f"{group.name}:{prefix}gram": np.zeros(packed_size(group.width)), **zeros}
+        equations = self.equations(group, evidence)
+        gram = pack_symmetric(equations.gram)
+        gram *= scale
+        moments = {
+            f"{layer.name}:{prefix}moment": scale * equations.moments[layer.name]
+            for layer in group.layers
+        }
+        return {f"{group.name}:{prefix}gram": gram, **moments}
 
     def solve(self, block: Block, total: Statistic, base: Weights) -> Solved:
         """Means for averaged tensors, one factorisation per group for the rest."""
@@ -220,6 +257,11 @@ class LeastSquares(Options):
             for name, weight in weights.items()
         }
 
+    def _summed(self, group: Group, total: Statistic, prefix: str) -> tuple[Array, Array]:
+        """S, packed, and M of all layers of the group side by side."""
+        moments = [total[f"{layer.name}:{prefix}moment"] for layer in group.layers]
+        return total[f"{group.name}:{prefix}gram"], np.hstack(moments)
+
     def _solve_group(
         self, block: Block, group: Group, total: Statistic, weight: float
     ) -> tuple[dict[str, Array], LayerReport]:
@@ -233,8 +275,11 @@ class LeastSquares(Options):
             needed = f"{self.rows_factor:g} x {group.width}"
             fallback = f"{starved} owner(s) had fewer than {needed} rows"
         else:
-            moment = np.hstack([total[f"{name}:moment"] for name in names])
-            solution = solve_ridge(total[f"{group.name}:gram"], moment, mean, self.ridge)
+            gram, moment = self._summed(group, total, "")
+            ridge = self.ridge
+            if self.halves:
+                ridge = two_fold((gram, moment), self._summed(group, total, "half-"), mean)
+            solution = solve_ridge(gram, moment, mean, ridge)
             if solution is None:
                 fallback = "the Gram matrix could not be factorised"
         ends = np.cumsum([layer.outputs for layer in group.layers])[:-1]

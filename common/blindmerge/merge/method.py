@@ -1,7 +1,7 @@
 """What a merge method is: a local contribution, a sum, and a solve."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar, Literal, Protocol, Self, TypeAlias
 
@@ -53,10 +53,12 @@ class GramEvidence:
     total: X~^T X~ [width, width], float64, symmetric, summed over rows; X~ = [X, 1] if the
         layers have biases.
     rows: how many rows were summed.
+    half: the same of the first of two halves of the examples, if a method wants it.
     """
 
     total: Array
     rows: int
+    half: "GramEvidence | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,13 @@ class CrossGramEvidence:
 
     X'~ are the inputs in the model merged so far, X~ those in the owner's own.
     total: X'~^T X'~, cross: X'~^T X~, both [width, width], float64, summed over rows.
+    half: the same of the first of two halves of the examples, if a method wants it.
     """
 
     total: Array
     cross: Array
     rows: int
+    half: "CrossGramEvidence | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,15 @@ class BlockEvidence:
     fishers: Mapping[str, Array] = field(default_factory=dict)
     cross_grams: Mapping[str, CrossGramEvidence] = field(default_factory=dict)
     merged_grams: Mapping[str, GramEvidence] = field(default_factory=dict)
+
+    def first_half(self) -> "BlockEvidence":
+        """The moments of the first half of the examples, of the groups that have it."""
+        return replace(
+            self,
+            grams={n: each.half for n, each in self.grams.items() if each.half},
+            cross_grams={n: each.half for n, each in self.cross_grams.items() if each.half},
+            merged_grams={n: each.half for n, each in self.merged_grams.items() if each.half},
+        )
 
     def weight(self, weighting: Weighting) -> float:
         """How much this owner counts in a mean."""
@@ -140,6 +153,11 @@ class Options(BaseModel):
         return frozenset()
 
     @property
+    def halves(self) -> bool:
+        """Whether moments are also needed of one half of the examples alone."""
+        return False
+
+    @property
     def revises(self) -> bool:
         """Whether merged tensors are others in the end than while the job ran."""
         return False
@@ -183,6 +201,10 @@ class MergeMethod(Protocol):
     @property
     def needs(self) -> frozenset[Evidence]:
         """What an owner has to collect beyond its weights."""
+
+    @property
+    def halves(self) -> bool:
+        """Whether moments are also needed of one half of the examples alone."""
 
     @property
     def revises(self) -> bool:

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import LinAlgError, blas, cho_factor, lapack
 
-from blindmerge.statistic import Array, packed_diagonal
+from blindmerge.statistic import Array, packed_diagonal, unpack_symmetric
 
-__all__ = ["Solution", "solve_ridge"]
+__all__ = ["RIDGES", "Solution", "solve_ridge", "two_fold"]
+
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""What `two_fold` chooses from."""
 
 _FIRST_RAISED_RIDGE = 1e-12  # where to go from a ridge of zero
 _LAST_RAISED_RIDGE = 1e3  # beyond it the result is the average
@@ -59,6 +62,33 @@ def solve_ridge(gram: Array, moment: Array, mean: Array, ridge: float) -> Soluti
         ridge = max(10.0 * ridge, _FIRST_RAISED_RIDGE)
         if ridge > _LAST_RAISED_RIDGE:
             return None
+
+
+def two_fold(whole: tuple[Array, Array], half: tuple[Array, Array], mean: Array) -> float:
+    """The ridge that predicts one half of the rows best from the other, and the other way round.
+
+    whole, half: S, a packed triangle, and M, over all rows and over the first half of them; both
+    with the owners' factors of the whole.   mean: D [width, outputs].
+    Of |X W - Y|^2 over the rows of a half all but a constant follows from its S and M:
+    tr(W^T S W) - 2 tr(W^T M). No single row is needed. Returns one of RIDGES, the larger one
+    of two that are as good.
+    """
+    rest = (whole[0] - half[0], whole[1] - half[1])
+    losses = {
+        ridge: sum(
+            _unexplained(solve_ridge(*seen, mean, ridge), mean, *unseen)
+            for seen, unseen in ((half, rest), (rest, half))
+        )
+        for ridge in RIDGES
+    }
+    return min(reversed(RIDGES), key=losses.__getitem__)
+
+
+def _unexplained(solution: Solution | None, mean: Array, gram: Array, moment: Array) -> float:
+    """tr(W^T S W) - 2 tr(W^T M), of the mean if nothing was solved."""
+    weights = mean if solution is None else solution.weights
+    product = unpack_symmetric(gram, len(weights)) @ weights
+    return float(np.sum(weights * (product - 2 * moment)))
 
 
 @dataclass(frozen=True, slots=True)

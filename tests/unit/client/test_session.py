@@ -108,6 +108,32 @@ def test_asking_twice_gives_the_same_bytes(method: str, tmp_path: Path) -> None:
     assert [raw(job.session(0).contribute(block)) for block in range(4)] == first
 
 
+def test_half_of_the_examples_are_every_other_one(tmp_path: Path) -> None:
+    job = make_job(tmp_path, shrinkage="two-fold", rows_factor=0.0)
+    whole = make_job(tmp_path / "whole", rows_factor=0.0)
+    some = Session(whole.plan, whole.base, whole.owners[0], whole.texts[0][::2], tmp_path / "half")
+    for number in range(4):
+        found, expected = job.session(0).evidence(number), whole.session(0).evidence(number)
+        half = some.evidence(number)
+        for name, gram in found.grams.items():
+            assert gram.half is not None
+            for one, other in ((gram, expected.grams[name]), (gram.half, half.grams[name])):
+                assert one.rows == other.rows
+                # Texts of other batches are padded differently: float32 of values about one.
+                np.testing.assert_allclose(
+                    one.total, other.total, rtol=0, atol=one.rows * 1e-5 * np.abs(one.total).max()
+                )
+
+
+def test_one_example_has_no_halves(tmp_path: Path) -> None:
+    job = make_job(tmp_path, shrinkage="two-fold", rows_factor=0.0)
+    session = Session(job.plan, job.base, job.owners[0], ["a good film"], tmp_path / "session")
+    statistic = session.contribute(1)
+    starved = [name for name in statistic.schema if name.endswith(":starved")]
+    assert starved
+    assert all(statistic[name] == 1.0 for name in starved)
+
+
 @pytest.mark.parametrize("method", ONE_SHOT)
 def test_every_statistic_has_the_schema_of_the_plan_whatever_the_texts(
     method: str, tmp_path: Path

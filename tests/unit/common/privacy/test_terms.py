@@ -79,6 +79,11 @@ def test_the_table_has_every_method_and_refuses_with_its_reason() -> None:
         ({}, {"method": {"name": "average"}}, "a method that sends them"),
         ({}, {"method": {"name": "regmean", "weighting": "tokens"}}, "how many tokens"),
         ({}, {"method": {"name": "regmean", "fisher_share": 0.5}}, "no share of Fisher merging"),
+        (
+            {},
+            {"method": {"name": "regmean", "shrinkage": "two-fold"}},
+            "the halves are no releases",
+        ),
         ({"unit_examples": 2}, {}, "one example"),
         ({"unit": "person", "unit_examples": 200}, {}, "cap of 25600 rows"),
         ({"epsilon": EPSILON * 0.999}, {}, "cost more than the epsilon"),

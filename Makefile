@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test test-network check wheel bench-quality bench-masks bench-secagg lock clean
+.PHONY: demo test test-network check wheel bench-quality bench-engine bench-masks bench-secagg lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
@@ -43,6 +43,10 @@ bench-masks: $(INSTALLED)
 # One thread, so that ratios mean something; numpy's sums and OpenSSL need no more.
 bench-secagg: $(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/bench/secagg.py $(SIZES)
+
+# Fetches MPNet-base (400 MB) and installs fusion_bench into build/bench, once.
+bench-engine: $(INSTALLED)
+	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/engine.py
 
 # CPU torch first: what depends on it must not pull another build.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,10 +1,10 @@
 """Speed and memory of the merge engine against its peers, as ratios measured in one run.
 
-    PYTHONPATH=tests python tests/bench/engine.py [--tokens N] [--layers N] [--out DIR]
+    PYTHONPATH=tests python tests/bench/engine.py [--tokens N] [--layers N] [--threads N]
 
-Contestants are processes of their own (`engine_worker.py`), with two threads each, and take turns,
-so that a busy machine slows all of them; the median of the ratios of the rounds counts. Peers:
-fusion_bench, in an environment of its own, and MergeLM's hooks. The model is MPNet-base.
+Contestants are processes of their own (`engine_worker.py`), with as many threads each, and take
+turns, so that a busy machine slows all of them; the median of the ratios of the rounds counts.
+Peers: fusion_bench, in an environment of its own, and MergeLM's hooks. The model is MPNet-base.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -30,8 +30,7 @@ from blindmerge.merge.ridge import solve_ridge
 from blindmerge.statistic import Array, pack_symmetric, packed_size
 
 ROUNDS = 5
-MEMORY_TOKENS = 3000  # more than a block of rows
-THREADS = "2"
+MEMORY = (2200, 16)  # tokens, more than a block of rows; texts in a batch
 PEER = "fusion-bench==0.2.33"
 COLLECT = ("forward", "blindmerge", "blindmerge, float32", "MergeLM", "fusion_bench")
 SOLVE = ("solve, blindmerge", "solve, fusion_bench")
@@ -39,19 +38,29 @@ SERVER = ("server, 5 owners", "server, 50 owners")
 Runs = dict[str, list[dict[str, float]]]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What contestants work on: the model's first layers, and files with batches."""
+
+    model: Path
+    layers: int
+    batches: Path
+    threads: int
+
+
 class Worker:
     """A contestant, ready to run."""
 
-    def __init__(self, name: str, python: Path, cache: Path, work: Sequence[str]) -> None:
+    def __init__(self, name: str, python: Path, cache: Path, work: Work) -> None:
         script = Path(__file__).with_name("engine_worker.py")
         variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         self._process = subprocess.Popen(
-            [python, script, name, *work],
+            [python, script, name, work.model, str(work.layers), work.batches],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(cache / f"{name}.log").open("w"),
             text=True,
-            env={**os.environ, **dict.fromkeys(variables, THREADS)},
+            env={**os.environ, **dict.fromkeys(variables, str(work.threads))},
         )
         if self._answer().strip() != "ready":
             raise SystemExit(f"'{name}' does not start, see {cache / f'{name}.log'}")
@@ -85,9 +94,7 @@ def peers(cache: Path) -> Path | None:
     return python
 
 
-def turns(
-    names: Sequence[str], python: Path | None, cache: Path, work: Sequence[str], rounds: int
-) -> Runs:
+def turns(names: Sequence[str], python: Path | None, cache: Path, work: Work, rounds: int) -> Runs:
     """Every contestant once to warm up, which tells its memory, then in turns."""
     runs: Runs = {}
     with ExitStack() as stack:
@@ -177,22 +184,22 @@ def machine() -> dict[str, object]:
     }
 
 
-def batches(tokens: int, path: Path, vocabulary: int) -> int:
-    """Writes batches of at least so many tokens, 64 texts each; says how many it has."""
-    found = random_batches(tokens, 64, vocabulary)
+def batches(tokens: int, rows: int, path: Path, vocabulary: int) -> int:
+    """Writes batches of `rows` texts, at least so many tokens in all; says how many it has."""
+    found = random_batches(tokens, rows, vocabulary)
     torch.save([batch.inputs for batch in found], path)
     return sum(int(batch.inputs["attention_mask"].sum()) for batch in found)
 
 
-def measure(tokens: int, layers: int, rounds: int, cache: Path) -> Results:
+def measure(tokens: int, layers: int, threads: int, rounds: int, cache: Path) -> Results:
     """Everything; minutes. Memory is that of the whole model, in a run of its own."""
     cache.mkdir(parents=True, exist_ok=True)
     python, config = peers(cache), mpnet(cache).config
     many, few = cache / "many.pt", cache / "few.pt"
-    tokens = batches(tokens, many, config.vocab_size)
-    batches(MEMORY_TOKENS, few, config.vocab_size)
-    whole = [str(cache / "mpnet"), str(config.num_hidden_layers), str(few)]
-    part = [str(cache / "mpnet"), str(layers), str(many)]
+    tokens = batches(tokens, 64, many, config.vocab_size)
+    batches(*MEMORY, few, config.vocab_size)
+    whole = Work(cache / "mpnet", config.num_hidden_layers, few, threads)
+    part = Work(cache / "mpnet", layers, many, threads)
     runs = turns(COLLECT, python, cache, part, rounds)
     runs |= turns(SOLVE, python, cache, part, rounds)
     peaks = turns([*COLLECT, *SERVER], python, cache, whole, 0) | {
@@ -207,7 +214,16 @@ def measure(tokens: int, layers: int, rounds: int, cache: Path) -> Results:
     errors = {f"{condition:g}": residuals(condition) for condition in (1e4, 1e6, 1e8)}
     runs |= {f"{name}, memory": found for name, found in peaks.items()}
     return Results(
-        machine(), layers, tokens, rounds, rows, many_owners / few_owners, errors, upload(), runs
+        machine(),
+        threads,
+        layers,
+        tokens,
+        rounds,
+        rows,
+        many_owners / few_owners,
+        errors,
+        upload(),
+        runs,
     )
 
 
@@ -216,11 +232,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of the merge engine.")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=12, help="of the model that is timed")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--cache", type=Path, default=Path("build/bench"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    results = measure(options.tokens, options.layers, options.rounds, options.cache.resolve())
+    results = measure(
+        options.tokens, options.layers, options.threads, options.rounds, options.cache.resolve()
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "engine.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
     (options.out / "engine.md").write_text(table(results) + "\n")

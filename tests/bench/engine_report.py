@@ -24,6 +24,7 @@ class Row:
 class Results:
     """All that was measured.
 
+    threads: of each contestant.
     layers, tokens: of the model, and that were collected over, where time was measured.
     server_memory: its peak with 50 owners, times that with 5.
     residuals: ours and of a float32 inverse, by condition number.
@@ -31,6 +32,7 @@ class Results:
     """
 
     machine: dict[str, object]
+    threads: int
     layers: int
     tokens: int
     rounds: int
@@ -45,8 +47,9 @@ def table(results: Results) -> str:
     """Markdown."""
     where = results.machine
     lines = [
-        f"{where['processor']}, {where['cores']} cores (load {where['load']}), two threads; "
-        f"MPNet-base, {results.layers} of 12 layers, {results.tokens:,} tokens; "
+        f"{where['processor']}, {where['cores']} cores (load {where['load']}), "
+        f"{results.threads} thread(s); MPNet-base, {results.layers} of 12 layers, "
+        f"{results.tokens:,} tokens; "
         f"torch {where['torch']}, numpy {where['numpy']}, "
         f"{where['peer']}. Medians of {results.rounds} rounds in turns.",
         "",

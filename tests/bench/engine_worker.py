@@ -8,6 +8,7 @@ of all threads, and the most memory that the run held beyond what the process ha
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-THREADS = 2
 OWNERS = 5
 WIDTH, INNER = 768, 3072  # of a BERT-base
 SHAPES = [(WIDTH, WIDTH, "query"), (WIDTH, WIDTH, "key"), (WIDTH, WIDTH, "value")]
@@ -238,7 +238,9 @@ def server(owners: int) -> Run:
                     spool.write(seat, block, payload)
                     digests[seat][block] = sha256(payload).digest()
                 spool.sync(seat)
-            sum_statistic(replace(state, digests=digests), spool, 0, threads=THREADS)
+            sum_statistic(
+                replace(state, digests=digests), spool, 0, threads=torch.get_num_threads()
+            )
 
     return run
 
@@ -274,7 +276,7 @@ def _measured(run: Run) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints
         name, model, layers, batches = sys.argv[1:]

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from blindmerge.errors import Interrupted
 from blindmerge.secagg.secret import OsRandomness
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def roster(folder: Folder) -> None:
     from blindmerge_server.config import Home
 
     home = Home(folder)
+    home.settings()
     members = home.roster()
     for member in members.members:
         print(f"{member.name}\n  {member.public.hex()}")
@@ -144,7 +146,11 @@ def merge(folder: Folder, job: JobFile) -> None:
     home = Home(folder)
     home.settings()
     settings = JobSettings.read(job)
-    report = run_merge(home, settings, lambda line: print(line, flush=True))
+    try:
+        report = run_merge(home, settings, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        hint = "run the same command again: the job goes on where it was"
+        raise Interrupted("stopped", hint=hint) from None
     render_job(report, home.jobs / settings.name, Console(highlight=False))
 
 

@@ -1,6 +1,8 @@
 """The guard: what is asked for, who must approve, what is told, and how a job ends."""
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blindmerge.errors import ApprovalNeeded, ConfigInvalid, PeerInvalid, PolicyRefused
+from blindmerge.errors import (
+    ApprovalNeeded,
+    ConfigInvalid,
+    PeerInvalid,
+    PolicyRefused,
+    ResourceMissing,
+)
 from blindmerge_client.guard import Guard
 from blindmerge_client.jobs import Jobs
 from blindmerge_server.exchanges import Kind
@@ -168,6 +176,25 @@ def test_scores_leave_only_with_test_data(federation: Deployment, guards: dict[s
     assert set(merge.record.scores) == {"bert"}
     assert merge.record.scores["bert"]["examples"] == 120
     assert any("scores that leave: accuracy 0." in line for line in said)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+def test_on_a_disk_that_takes_nothing_nothing_is_answered(
+    federation: Deployment, guards: dict[str, Guard], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    signed = federation.signed()
+    block, messages = messages_before(federation, guards, signed, Kind.ADVERTISE)
+
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ResourceMissing):
+            guards["anna"].answer(signed, block, messages)
+    assert states(federation) in ([], ["asked"])
+    assert guards["anna"].answer(signed, block, messages), "with space again it goes on"
+    assert states(federation) == ["running"]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from blindmerge_client.tasks import Pair, Text
+from blindmerge_client.images import decoded
+from blindmerge_client.tasks import Image, Pair, Text
 
 __all__ = ["IGNORED", "Batch", "Tokens", "batches", "following", "pad", "spread", "tokenize"]
 
@@ -28,13 +29,15 @@ class Tokens:
     another that it becomes, are the tokens of that.
     words: for each token the number of the word that it begins, -1 if it begins none. A word
     cut off, or without a token, has no place here. None for a text that is not words.
+    image: in place of all that, of an image.
     """
 
     inputs: dict[str, list[int]]
     words: list[int] | None
+    image: Image | None = None
 
     def __len__(self) -> int:
-        return len(self.inputs["input_ids"])
+        return len(self.inputs["input_ids"]) if self.image is None else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Batch:
         the longest target, it is IGNORED.
     words: of the tokens, see `Tokens`, [rows, longest]; padding has -1.
     fold: which part of the texts it is of, where they are parted.
+    Of images the one input is `pixel_values`, float32 [rows, channels, height, width].
     """
 
     indices: tuple[int, ...]
@@ -54,16 +58,25 @@ class Batch:
     words: torch.Tensor | None = None
     fold: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """How many real tokens there are; an image counts as one."""
+        mask = self.inputs.get("attention_mask")
+        return len(self.indices) if mask is None else int(mask.sum())
+
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
 ) -> list[Tokens]:
     """Each text cut after max_length tokens, special tokens included.
 
-    texts: strings, words as lists, or pairs, both texts of which are cut; not a mixture.
+    texts: strings, words as lists, pairs, both texts of which are cut, or images; not a mixture.
     """
     if not texts:
         return []
+    images = [text for text in texts if isinstance(text, Image)]
+    if images:
+        return [Tokens({}, None, image) for image in images]
     if isinstance(texts[0], Pair):
         return _tokenize_pairs(tokenizer, texts, max_length)
     split = not isinstance(texts[0], str)
@@ -127,7 +140,14 @@ def _batch(
 
 
 def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens]) -> dict[str, torch.Tensor]:
-    """Rows of `tokenize` as tensors [rows, longest], padded on the tokenizer's side."""
+    """Rows of `tokenize` as tensors [rows, longest], padded on the tokenizer's side.
+
+    tokenizer: an image processor, if they are images, which are decoded here.
+    """
+    images = [decoded(row.image) for row in rows if row.image is not None]
+    if images:
+        processor: Any = tokenizer
+        return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
     columns = {key: [row.inputs[key] for row in rows] for key in rows[0].inputs}
     labels = columns.pop("labels", None)
     padded = dict(tokenizer.pad(columns, return_tensors="pt"))

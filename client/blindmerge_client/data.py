@@ -21,7 +21,8 @@ import pyarrow.parquet
 from blindmerge import canonical
 from blindmerge.errors import DataInvalid
 from blindmerge.tasks import Task
-from blindmerge_client.tasks import TASKS, Form, Label, Row, Text
+from blindmerge_client.images import found_image
+from blindmerge_client.tasks import TASKS, Form, Image, Label, Row, Text, contents
 
 __all__ = ["SUFFIXES", "Examples", "read_examples"]
 
@@ -46,7 +47,7 @@ class Examples:
     @cached_property
     def sha256(self) -> str:
         """Hash of texts, labels and their order; the same in whatever file they came."""
-        content = canonical.encode({"texts": self.texts, "labels": self.labels})
+        content = canonical.encode({"texts": contents(self.texts), "labels": self.labels})
         return hashlib.sha256(content).hexdigest()
 
     @cached_property
@@ -91,7 +92,10 @@ def read_examples(path: Path, labels: Sequence[str], task: Task = "single-label"
     numbers: list[Label] = []
     rows = read(path, form)
     while (fields := _next(rows, path, form, len(texts))) is not None:
-        text, label = form.read(fields, index, f"'{path}' row {len(texts) + 1}")
+        where = f"'{path}' row {len(texts) + 1}"
+        text, label = form.read(fields, index, where)
+        if isinstance(text, Image):
+            text = found_image(text, path.parent, where)
         texts.append(text)
         numbers.append(label)
     if not texts:

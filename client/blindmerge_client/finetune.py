@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -40,6 +41,7 @@ from blindmerge_client.models import (
     check_max_length,
     has_bfloat16,
     head_classes,
+    is_processor,
     load_encoder,
     load_model,
     load_tokenizer,
@@ -74,6 +76,15 @@ def prepare_base(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = load_encoder(source, labels, task)
+    if not is_processor(tokenizer):
+        _fit_tokenizer(source, model, tokenizer)
+    with replacing(out) as temporary:
+        save_model(model, tokenizer, temporary)
+
+
+def _fit_tokenizer(
+    source: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     if model.config.pad_token_id is None or "score.weight" in model.state_dict():
         # A decoder's classifier finds the last token of a text by it.
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -82,8 +93,6 @@ def prepare_base(
             f"the tokenizer in '{source}' has {len(tokenizer)} tokens, "
             f"its model only {model.config.vocab_size}"
         )
-    with replacing(out) as temporary:
-        save_model(model, tokenizer, temporary)
 
 
 def finetune(

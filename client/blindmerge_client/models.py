@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto import modeling_auto
 
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid
-from blindmerge.manifest import describe
+from blindmerge.manifest import head_layers
 from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.tasks import TASKS
 
@@ -24,6 +30,7 @@ __all__ = [
     "first_line",
     "has_bfloat16",
     "head_classes",
+    "is_processor",
     "load_encoder",
     "load_model",
     "load_tokenizer",
@@ -32,6 +39,7 @@ __all__ = [
 ]
 
 # One of these sets of files makes a tokenizer; transformers would invent one without them.
+_PROCESSOR = "preprocessor_config.json"
 _TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 
 
@@ -101,20 +109,22 @@ def load_encoder(path: Path, labels: Sequence[str], task: Task) -> PreTrainedMod
         _check_none_missing(path, missing)
         return model
     model, missing = _load(path, task, {**names, **TASKS[task].head.config})
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # Encoders come with or without a pooler, which is part of the head here.
-    new = describe(type(model).__name__, shapes).blocks[-1].shapes
-    _check_none_missing(path, missing - new.keys())
+    _check_none_missing(path, missing - head_layers(type(model).__name__))
     return model
 
 
 def load_tokenizer(
     path: Path, settings: Mapping[str, bool] | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer in a checkpoint folder. Raises CheckpointInvalid if there is none.
+    """The tokenizer in a checkpoint folder, or the image processor if it has one instead.
 
+    Raises CheckpointInvalid if there is none.
     settings: in place of those in the folder; one that its kind does not know has no effect.
     """
+    if (path / _PROCESSOR).is_file() and not (path / "tokenizer_config.json").is_file():
+        processor: PreTrainedTokenizerBase = _load_processor(path)
+        return processor
     if not any(all((path / file).is_file() for file in files) for files in _TOKENIZERS):
         raise CheckpointInvalid(
             f"'{path}' has no tokenizer",
@@ -138,6 +148,24 @@ def load_tokenizer(
             f"the tokenizer in '{path}' has no padding token", hint="texts of a batch need one"
         )
     return tokenizer
+
+
+def is_processor(tokenizer: object) -> bool:
+    """Whether this is an image processor, in the place of a tokenizer."""
+    return isinstance(tokenizer, BaseImageProcessor)
+
+
+def _load_processor(path: Path) -> Any:
+    kind: Any = AutoImageProcessor
+    try:
+        with quiet():
+            # Pillow's: the same numbers, whether or not torchvision is there.
+            processor: Any = kind.from_pretrained(path, local_files_only=True, backend="pil")
+    except Exception as error:  # as above
+        raise CheckpointInvalid(
+            f"the image processor in '{path}' cannot be read: {first_line(error)}"
+        ) from error
+    return processor
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -45,11 +45,12 @@ from blindmerge_client.collect.whitening import Whitening
 from blindmerge_client.models import (
     best_device,
     check_max_length,
+    is_processor,
     load_model,
     load_tokenizer,
 )
 from blindmerge_client.noise import Account, NoisedGrams
-from blindmerge_client.tasks import Text
+from blindmerge_client.tasks import Text, contents
 
 __all__ = ["Session"]
 
@@ -117,13 +118,16 @@ class Session:
         except ConfigInvalid as error:
             raise PeerInvalid("the plan's max_length is more than its base model takes") from error
         # With no room for one word beside its special tokens a tokenizer cuts nothing at all.
-        special = self._tokenizer.num_special_tokens_to_add()
+        tokenizer = self._tokenizer
+        special = 0 if is_processor(tokenizer) else tokenizer.num_special_tokens_to_add()
         if self.plan.max_length <= special:
             raise PeerInvalid(f"the plan's max_length is not above {special} special tokens")
 
     def _bind_folder(self) -> None:
         """Half a job from one model or text and half from another would be neither's."""
-        inputs = hashlib.sha256(canonical.encode([self._own.sha256, self._texts])).hexdigest()
+        inputs = hashlib.sha256(
+            canonical.encode([self._own.sha256, contents(self._texts)])
+        ).hexdigest()
         note = self.folder / "inputs.sha256"
         if not note.exists():
             with replacing(note) as temporary:
@@ -147,7 +151,7 @@ class Session:
         return BlockEvidence(
             base=self._base.read(asked.shapes),
             own=self._own.read(asked.shapes),
-            tokens=sum(int(batch.inputs["attention_mask"].sum()) for batch in self._batches),
+            tokens=sum(batch.tokens for batch in self._batches),
             grams=self._grams(asked),
             fishers=self._fishers(asked),
             cross_grams=self._cross_grams(block),

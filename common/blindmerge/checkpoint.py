@@ -55,10 +55,11 @@ _VOLATILE = {
     "torch_dtype",
     "transformers_version",
 }
-# Any of these decides which tokens a text has.
+# Any of these decides which tokens a text has, or which numbers an image.
 _TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
+    "preprocessor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "vocab.json",

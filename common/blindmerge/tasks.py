@@ -9,10 +9,16 @@ from typing import Literal, TypeAlias
 __all__ = ["LANGUAGE", "METRICS", "Metric", "Task", "are_tags", "check_labels"]
 
 Task: TypeAlias = Literal[
-    "single-label", "multi-label", "regression", "token-classification", "causal-lm", "seq2seq"
+    "single-label",
+    "multi-label",
+    "regression",
+    "token-classification",
+    "causal-lm",
+    "seq2seq",
+    "image-classification",
 ]
 """What a model says of every text: one label, any number of them, a number, or a tag for every
-word of it; or what comes next, or what it becomes."""
+word of it; or what comes next, or what it becomes; or of every image: one label."""
 
 LANGUAGE: frozenset[Task] = frozenset({"causal-lm", "seq2seq"})
 """The tasks without labels, whose outputs are the tokens of the vocabulary."""
@@ -64,6 +70,7 @@ METRICS: Mapping[Task, tuple[Metric, ...]] = {
         Metric("exact_match", "exact match"),
         Metric("accuracy", "token accuracy"),
     ),
+    "image-classification": (_ACCURACY, Metric("f1", "macro-F1")),
 }
 """The scores of each task, two or more: tables and plots show two, and the first one chooses."""
 
@@ -107,4 +114,5 @@ _LABELS: Mapping[Task, Callable[[Sequence[str]], None]] = {
     "token-classification": _tags,
     "causal-lm": _none,
     "seq2seq": _none,
+    "image-classification": _several,
 }

@@ -197,12 +197,33 @@ def _tokens_and_positions(group: Group, calls: Sequence[torch.Tensor], batch: Ba
     return Seen([Part(tokens), Part(table[0], scale)], len(tokens))
 
 
+def _patches(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
+    (inputs,) = calls
+    if inputs.ndim != 3 or len(inputs) != len(batch.indices):
+        raise _unfit(group, inputs)
+    rows = inputs.flatten(0, 1)
+    return Seen([Part(rows)], len(rows))
+
+
+def _unfolded_patches(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
+    (images,) = calls
+    stored = group.layers[0].stored
+    if stored is None or images.ndim != 4 or len(images) != len(batch.indices):
+        raise _unfit(group, images)
+    window = stored.shape[2:]
+    columns = nn.functional.unfold(images, window, stride=window)
+    rows = columns.transpose(1, 2).flatten(0, 1)
+    return Seen([Part(rows)], len(rows))
+
+
 _KINDS: Mapping[Rows, Callable[[Group, Sequence[torch.Tensor], Batch], Seen]] = {
     "tokens": _tokens,
     "target-tokens": _target_tokens,
     "sequences": _sequences,
     "last-tokens": _last_tokens,
     "tokens-and-positions": _tokens_and_positions,
+    "patches": _patches,
+    "unfolded-patches": _unfolded_patches,
 }
 _CALLS: Mapping[Rows, int] = {"tokens-and-positions": 2}
 """How often a layer is called in a pass, if not once."""

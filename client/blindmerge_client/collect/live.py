@@ -33,8 +33,16 @@ def put_merged(model: nn.Module, block: Block, tensors: Tensors) -> None:
         if group.expert is not None and rest.keys() >= set(names):
             mixture = model.get_submodule(group.layers[0].path)
             put_expert(group, mixture, [rest.pop(name) for name in names])
+    for name in [name for name in rest if _moved(block, name) in state]:
+        state[_moved(block, name)].copy_(rest.pop(name))
     if rest:
         raise CheckpointInvalid(f"the model in memory has no place for '{min(rest)}'")
+
+
+def _moved(block: Block, name: str) -> str:
+    """What else of a transformer layer is called where the list of layers has another path."""
+    number = block.module.rpartition(".")[2]
+    return f"{block.module}.{name.partition(f'.{number}.')[2]}" if number else name
 
 
 def _torch(tensor: Any) -> torch.Tensor:

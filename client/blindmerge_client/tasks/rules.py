@@ -13,6 +13,7 @@ from blindmerge.statistic import Array
 __all__ = [
     "Form",
     "Head",
+    "Image",
     "Label",
     "Outputs",
     "Pair",
@@ -24,6 +25,7 @@ __all__ = [
     "checked_label",
     "checked_list",
     "checked_text",
+    "contents",
     "softmax",
     "whole_text",
 ]
@@ -36,8 +38,15 @@ class Pair(NamedTuple):
     target: str
 
 
-Text: TypeAlias = str | tuple[str, ...] | Pair
-"""A text as a whole, split into words, or with the one that it becomes."""
+class Image(NamedTuple):
+    """An image in a file.   sha256: of the file; empty until it was looked at."""
+
+    path: str
+    sha256: str = ""
+
+
+Text: TypeAlias = str | tuple[str, ...] | Pair | Image
+"""A text as a whole, split into words, or with the one that it becomes; or an image."""
 Label: TypeAlias = int | float | tuple[int, ...]
 """What belongs to a text: the index of its label, 0 or 1 for each label, a number, or an index for
 each word."""
@@ -121,6 +130,11 @@ class TaskRules:
     score: Callable[[Array, Sequence[Label], Sequence[str]], Mapping[str, float]]
     padding: int | None = None
     language: bool = False
+
+
+def contents(texts: Sequence[Text]) -> tuple[str | tuple[str, ...], ...]:
+    """What can be hashed of texts: of an image, the hash of its file."""
+    return tuple(("image", text.sha256) if isinstance(text, Image) else text for text in texts)
 
 
 def softmax(logits: Array) -> Array:

@@ -27,6 +27,7 @@ __all__ = [
     "Rows",
     "Stored",
     "describe",
+    "head_layers",
     "task_of",
 ]
 
@@ -49,6 +50,17 @@ def task_of(architecture: str, config: Mapping[str, Any]) -> Task:
     otherwise: Task = "regression" if len(config.get("id2label") or ()) == 1 else tasks[0]
     task = _PROBLEMS.get(config.get("problem_type"), otherwise)
     return task if task in tasks else tasks[0]
+
+
+def head_layers(architecture: str) -> frozenset[str]:
+    """The names that weights and biases of a head's layers can have.
+
+    Raises CheckpointInvalid if there are no rules for the architecture.
+    """
+    head = _rules(architecture).head
+    names = [layer for rule in head.groups for layer in rule.layers]
+    prefix = f"{head.path}." if head.path else ""
+    return frozenset(f"{prefix}{name}.{part}" for name in names for part in ("weight", "bias"))
 
 
 def describe(architecture: str, shapes: Shapes) -> Manifest:

@@ -16,6 +16,8 @@ Rows: TypeAlias = Literal[
     "tokens-and-positions",
     "routed-tokens",
     "routed-activations",
+    "patches",
+    "unfolded-patches",
 ]
 """What a row of a layer's input is.
 
@@ -25,6 +27,9 @@ text, of a layer that runs on all of them.   `tokens-and-positions`: the layer r
 and then on a table of positions, the same for every text; the table's rows count together as much
 as the tokens.   `routed-tokens`: a real token that a router sends to the group's expert.
 `routed-activations`: what the expert makes of it between its first layers and its last.
+`patches`: a patch of an image, or the token that stands for all of it; none is padding.
+`unfolded-patches`: the numbers of a patch, channel by channel, of a convolution whose steps are as
+wide as its window.
 """
 Layout: TypeAlias = Literal["outputs-first", "inputs-first"]
 """How a weight matrix lies in its tensor: [outputs, inputs], as `torch.nn.Linear` has it, or

@@ -1,5 +1,6 @@
 """Linear layers as they are found among a checkpoint's tensors: alone, or as experts."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TypeAlias
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest.blocks import Group, Layout, Linear, Rows, Stored
 
-__all__ = ["Experts", "Shapes", "experts_of", "linear"]
+__all__ = ["Experts", "Shapes", "convolution", "experts_of", "linear"]
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -23,6 +24,24 @@ def linear(name: str, layout: Layout, shapes: Shapes) -> tuple[Linear, int]:
     if bias is not None and bias != (outputs,):
         raise CheckpointInvalid(f"'{name}.bias' does not fit '{name}.weight'")
     return Linear(name=name, outputs=outputs, bias=bias is not None, layout=layout), inputs
+
+
+def convolution(name: str, shapes: Shapes) -> tuple[Linear, int]:
+    """A convolution [outputs, channels, height, width] as a layer over unfolded patches.
+
+    Raises CheckpointInvalid.
+    """
+    shape = shapes.get(f"{name}.weight")
+    if shape is None or len(shape) != 4:
+        raise CheckpointInvalid(f"the convolution '{name}.weight' is missing from the checkpoint")
+    bias = shapes.get(f"{name}.bias")
+    if bias is not None and bias != shape[:1]:
+        raise CheckpointInvalid(f"'{name}.bias' does not fit '{name}.weight'")
+    inputs = math.prod(shape[1:])
+    stored = Stored(
+        weight=f"{name}.weight", bias=f"{name}.bias" if bias else "", shape=shape, inputs=inputs
+    )
+    return Linear(name=name, outputs=shape[0], bias=bias is not None, stored=stored), inputs
 
 
 @dataclass(frozen=True, slots=True)

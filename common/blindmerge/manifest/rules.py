@@ -6,13 +6,13 @@ names is an error.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
 from blindmerge.manifest.blocks import Block, Group, Layout, Manifest, Mean, Rows
-from blindmerge.manifest.layers import Experts, Shapes, experts_of, linear
+from blindmerge.manifest.layers import Experts, Shapes, convolution, experts_of, linear
 from blindmerge.tasks import Task
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Shapes",
     "last_tokens",
     "manifest_of",
+    "patches",
     "sequences",
     "tokens",
 ]
@@ -60,6 +61,11 @@ def sequences(*names: str) -> tuple[GroupRule, ...]:
     return tuple(GroupRule(name, "sequences", (name,)) for name in names)
 
 
+def patches(name: str, *layers: str) -> GroupRule:
+    """Layers called with all patches of images; the layer `name` itself if no others are given."""
+    return GroupRule(name, "patches", layers or (name,))
+
+
 def last_tokens(name: str) -> tuple[GroupRule, ...]:
     """A head called with all tokens, of which the last alone counts: a decoder's classifier.
 
@@ -74,6 +80,8 @@ class Part:
 
     path: what their names begin with.   mean: pattern of the names after it that are averaged.
     experts: come after the groups.   last: what runs beside the last layers of the experts.
+    module: path of the list of layers in memory, if it is not that in a checkpoint; layers then
+        have the names there that `renamed` says.
     """
 
     path: str
@@ -81,6 +89,8 @@ class Part:
     mean: str = ""
     experts: Experts | None = None
     last: tuple[GroupRule, ...] = ()
+    module: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +133,13 @@ def manifest_of(name: str, rules: Architecture, shapes: Shapes) -> Manifest:
         raise CheckpointInvalid(f"the tensor '{empty[0]}' is empty: {list(shapes[empty[0]])}")
     stacks = [(part, _layers(part.path, shapes)) for part in rules.layers]
     first = _block("embeddings", rules.first, shapes)
-    before = stacks[0][1][0]
+    before = _in_memory(rules.layers[0], stacks[0][1][0])
     blocks = (
         first.model_copy(update={"groups": ()}),
         # Blocks of their own: embeddings are merged when their projection is regressed.
         *(Block(name=g.name, module=before, groups=(g,), means=()) for g in first.groups),
         *(
-            _block(path, replace(part, path=path), shapes, module=path)
+            _block(path, replace(part, path=path), shapes, module=_in_memory(part, path))
             for part, paths in stacks
             for path in paths
         ),
@@ -172,17 +182,33 @@ def _block(name: str, part: Part, shapes: Shapes, module: str = "") -> Block:
             f"the embeddings or norms of '{name}' are missing from the checkpoint"
         )
     groups = [
-        *_groups(prefix, part.groups, shapes),
+        *_groups(prefix, part, module, shapes),
         *(experts_of(prefix, part.experts, shapes) if part.experts else ()),
-        *_groups(prefix, part.last, shapes),
+        *_groups(prefix, replace(part, groups=part.last), module, shapes),
     ]
     return Block(name=name, module=module, groups=tuple(groups), means=means)
 
 
-def _groups(prefix: str, rules: Sequence[GroupRule], shapes: Shapes) -> Iterator[Group]:
-    for rule in rules:
+def _in_memory(part: Part, path: str) -> str:
+    """Where the layer at `path` of a checkpoint is in a model."""
+    return f"{part.module}.{path.rpartition('.')[2]}" if part.module else path
+
+
+def _groups(prefix: str, part: Part, module: str, shapes: Shapes) -> Iterator[Group]:
+    for rule in part.groups:
         if _occurs(prefix, rule, shapes):
-            yield _group(prefix, rule, shapes)
+            group = _group(prefix, rule, shapes)
+            yield _moved(group, prefix, part, module) if part.module else group
+
+
+def _moved(group: Group, prefix: str, part: Part, module: str) -> Group:
+    """The same with the paths of its layers in memory."""
+    names = [layer.name.removeprefix(prefix) for layer in group.layers]
+    layers = tuple(
+        layer.model_copy(update={"module": f"{module}.{part.renamed.get(name, name)}"})
+        for layer, name in zip(group.layers, names, strict=True)
+    )
+    return group.model_copy(update={"layers": layers})
 
 
 def _occurs(prefix: str, rule: GroupRule, shapes: Shapes) -> bool:
@@ -194,7 +220,10 @@ def _group(prefix: str, rule: GroupRule, shapes: Shapes) -> Group:
     for relative in rule.layers:
         if rule.optional and f"{prefix}{relative}.weight" not in shapes:
             continue
-        layer, width = linear(prefix + relative, rule.layout, shapes)
+        if rule.rows == "unfolded-patches":
+            layer, width = convolution(prefix + relative, shapes)
+        else:
+            layer, width = linear(prefix + relative, rule.layout, shapes)
         if rule.module:
             layer = layer.model_copy(update={"module": prefix + rule.module})
         layers.append(layer)

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 import transformers
 
@@ -31,9 +32,10 @@ from blindmerge.plan import Plan
 from blindmerge.privacy.terms import gram_groups
 from blindmerge.statistic import Array
 from blindmerge_client.collect.whitening import Whitening
+from blindmerge_client.images import found_image
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.session import Session
-from blindmerge_client.tasks import Pair, Text
+from blindmerge_client.tasks import Image, Pair, Text
 from blindmerge_server.simulate.noise_bounds import with_noise
 
 __all__ = ["Layouts", "cached_layouts", "public_layouts"]
@@ -86,7 +88,7 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
     with TemporaryDirectory(prefix="blindmerge-bounds-") as folder:
         checkpoint = Checkpoint(base)
         own = _moved(checkpoint, Path(folder) / "own", rng)
-        texts = _texts(plan, base, rng)
+        texts = _texts(plan, base, rng, Path(folder))
         session = Session(sampled, base, own, texts, Path(folder) / "session")
         for blocks in plan.phases:
             layouts.append(
@@ -126,6 +128,13 @@ def _with_noise(plan: Plan, base: Path, layouts: Layouts, margin_bits: int) -> L
         )
 
 
+def _image(path: Path, rng: np.random.Generator) -> Text:
+    # Coarse noise: what is as fine as a pixel is lost where images are made smaller.
+    coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    PIL.Image.fromarray(coarse).resize((64, 64), PIL.Image.Resampling.NEAREST).save(path)
+    return found_image(Image(str(path)), path.parent, "a made-up image")
+
+
 def _margin(plan: Plan, bits: Bits) -> tuple[int, int]:
     """By how many bits owners may exceed the sample, and how faint a row of it may be."""
     # Counts, and whatever is not divided by them, grow with the tokens of an owner.
@@ -151,8 +160,10 @@ def _noise(tensor: Array, rng: np.random.Generator) -> Array:
     return (_MOVE * size or _MOVE_OF_ZERO) * rng.standard_normal(tensor.shape)
 
 
-def _texts(plan: Plan, base: Path, rng: np.random.Generator) -> Sequence[Text]:
-    """Random words, as many tokens as the plan allows or a few more."""
+def _texts(plan: Plan, base: Path, rng: np.random.Generator, folder: Path) -> Sequence[Text]:
+    """Random words, as many tokens as the plan allows or a few more; or images of noise."""
+    if plan.task == "image-classification":
+        return [_image(folder / f"{number}.png", rng) for number in range(_TEXTS)]
     tokenizer: Any = load_tokenizer(base)
     special = set(tokenizer.all_special_ids)
     ids = np.array([token for token in range(len(tokenizer)) if token not in special])

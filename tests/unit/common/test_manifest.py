@@ -85,7 +85,9 @@ def _groups(manifest: Manifest) -> list[Group]:
 
 
 def test_table_is_tested_whole() -> None:
-    assert {type(build()).__name__ for build in MODELS.values()} == set(TABLE)
+    images = {name for name in TABLE if name.endswith("ForImageClassification")}
+    assert images == {"CLIPForImageClassification", "ViTForImageClassification"}  # test_vision
+    assert {type(build()).__name__ for build in MODELS.values()} == set(TABLE) - images
 
 
 def test_the_task_says_what_has_a_label(model: Any) -> None:

@@ -12,6 +12,7 @@ from blindmerge.manifest.architectures import (
     mixtures,
     mpnet,
     t5,
+    vision,
 )
 from blindmerge.manifest.rules import Architecture
 
@@ -27,6 +28,8 @@ _DECODERS: Mapping[str, Architecture] = {
 }
 
 ARCHITECTURES: Mapping[str, Architecture] = {
+    "CLIPForImageClassification": vision.CLIP,
+    "ViTForImageClassification": vision.VIT,
     "AlbertForSequenceClassification": albert.ALBERT,
     "AlbertForTokenClassification": albert.ALBERT.for_words("classifier"),
     "BertForSequenceClassification": bert.BERT,

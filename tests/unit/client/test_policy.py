@@ -10,6 +10,7 @@ import pytest
 
 from blindmerge.errors import PolicyRefused
 from blindmerge.identity import Identity, Roster
+from blindmerge.merge import METHODS
 from blindmerge.plan import Plan
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Policy
@@ -127,6 +128,38 @@ def test_methods_without_gram_matrices_need_no_rows_and_no_layers() -> None:
 
 def test_a_share_of_fisher_merging_says_nothing_of_words() -> None:
     permit(policy(methods=("regmean", "fisher")), with_method(name="regmean", fisher_share=0.1))
+
+
+SENDS_GRAMS = [
+    name
+    for name in METHODS
+    if any(":gram" in sent for sent in with_method(name=name).plan.method.schema_of(PLAN.blocks[1]))
+]
+
+
+def test_methods_that_send_gram_matrices_are_known_by_what_they_send() -> None:
+    assert {"regmean", "regmean++", "progressive"} <= set(SENDS_GRAMS) < set(METHODS)
+
+
+@pytest.mark.parametrize("method", SENDS_GRAMS)
+def test_a_method_that_sends_gram_matrices_needs_layers_and_rows(method: str) -> None:
+    asked = with_method(name=method)
+    permit(policy(methods=(method,)), asked)
+    with pytest.raises(PolicyRefused, match="rule 'layers'"):
+        permit(policy(methods=(method,), layers=("bert.*",)), asked)
+    with pytest.raises(PolicyRefused, match="rule 'rows_factor'"):
+        permit(policy(methods=(method,)), with_method(name=method, rows_factor=3.9))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_that_a_method_sends_has_words(method: str) -> None:
+    variants: list[dict[str, Any]] = [{}]
+    if method in SENDS_GRAMS:
+        variants += [{"shrinkage": "two-fold"}, {"fisher_share": 0.5}]
+    for options in variants:
+        for line in statement(with_method(name=method, **options).plan, ROSTER, False):
+            if " bytes  " in line:
+                assert " " in line.partition(" x ")[2].strip(), line
 
 
 def test_a_method_is_allowed_with_its_words() -> None:

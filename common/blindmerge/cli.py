@@ -27,7 +27,7 @@ from blindmerge.errors import (
     ResourceMissing,
 )
 from blindmerge.identity import verify_roster
-from blindmerge.manifest import Manifest
+from blindmerge.manifest import Group, Manifest
 from blindmerge.secagg.transcript import Transcript, verify_transcript
 
 __all__ = ["app", "main"]
@@ -192,13 +192,26 @@ def _rules(manifest: Manifest) -> Table:
             name = mean.name.removeprefix(prefix)
             table.add_row(f"  {name}", _shape(mean.shape), "average")
         for group in block.groups:
+            alike = [other for other in block.groups if _are_alike(group, other)]
+            if alike[0] is not group:
+                continue
             rule = f"Gram {group.width}, {group.rows}"
             for layer in group.layers:
                 for name in layer.tensors:
                     shape = _shape(manifest.shapes[name])
                     table.add_row(f"  {name.removeprefix(prefix)}", shape, rule)
                     rule = "  same"
+            if len(alike) > 1:
+                table.add_row(f"  and {len(alike) - 1} more experts", "", "  one each")
     return table
+
+
+def _are_alike(group: Group, other: Group) -> bool:
+    """Whether they are one group, or two experts with layers of the same sizes."""
+    if group.expert is None or other.expert is None:
+        return group is other
+    sizes = [[each.outputs for each in some.layers] for some in (group, other)]
+    return (group.rows, group.width, sizes[0]) == (other.rows, other.width, sizes[1])
 
 
 def _shape(shape: tuple[int, ...]) -> str:

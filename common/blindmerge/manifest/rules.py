@@ -153,9 +153,11 @@ def manifest_of(name: str, rules: Architecture, shapes: Shapes) -> Manifest:
 def _check_all_known(manifest: Manifest, shapes: Shapes) -> None:
     unknown = sorted(shapes.keys() - manifest.shapes.keys())
     if unknown:
+        module = unknown[0].rpartition(".")[0]
         raise UnknownTensor(
             f"no rule for the tensor '{unknown[0]}' {list(shapes[unknown[0]])} of a "
             f"{manifest.architecture}"
+            + (f", a parameter of the module '{module}'" if module else "")
             + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
             hint="`blindmerge inspect MODEL` shows the rules of a supported model",
         )

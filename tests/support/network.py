@@ -15,11 +15,12 @@ import ctypes
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -211,5 +212,10 @@ def _remove_left_over() -> None:
 
 
 def _delete(namespace: str) -> None:
+    """Removes a namespace, with what still runs in it."""
+    inside = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
+    for process in inside.stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
     subprocess.run(["ip", "netns", "delete", namespace], capture_output=True)
     shutil.rmtree(_FILES / namespace, ignore_errors=True)

@@ -42,7 +42,9 @@ def read_question(home: Home, file: Path) -> Question:
     labels = labels_of(client.model, client.base)
     train = read_examples(client.train, labels, base.task)
     earlier = Jobs(home.jobs).earlier(signed.plan, train.sha256)
-    return Question(signed, _roster(home), len(train), earlier, int(time.time()))
+    return Question(
+        signed, _roster(home), len(train), earlier, int(time.time()), home.book(train.account)
+    )
 
 
 def read_statement(

@@ -14,6 +14,7 @@ from blindmerge.log_file import log_to_file
 from blindmerge.secagg.secret import OsRandomness
 from blindmerge_client.arguments import Folder, JobName, Once, say, show
 from blindmerge_client.ledger_commands import ledger
+from blindmerge_client.train_commands import open_ledger, train
 
 __all__ = ["client"]
 
@@ -31,6 +32,8 @@ policy = typer.Typer(
 )
 client.add_typer(policy)
 client.add_typer(ledger)
+client.command("train")(train)
+ledger.command("open")(open_ledger)
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _NEXT_STEP = {

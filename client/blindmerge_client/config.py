@@ -18,7 +18,7 @@ from blindmerge.mistakes import listed, shown
 from blindmerge.secagg.manifest import LEAST_OWNERS
 from blindmerge.secagg.secret import Secret
 from blindmerge.settings import check_file, check_model, check_private, read_settings, refusal
-from blindmerge_client.ledger import Ledger
+from blindmerge_client.ledger import Book, Ledger
 
 __all__ = ["Client", "Home", "Policy", "organisation"]
 
@@ -76,6 +76,13 @@ def _method(value: str) -> str:
     return value
 
 
+def _with_masks(required: tuple[str, ...]) -> tuple[str, ...]:
+    if "masks" not in required:
+        raise ValueError('"masks" is missing; without masks the server sees your own statistics')
+    return required
+
+
+Requirement: TypeAlias = Literal["masks", "noise", "end-to-end"]
 FilePath: TypeAlias = Annotated[Path, PlainValidator(_path)]
 Hex32: TypeAlias = Annotated[str, AfterValidator(_hex32)]
 
@@ -170,8 +177,19 @@ class Policy(BaseModel):
     rows_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=4.0, description="rows per width of a layer below which it is averaged"
     )
-    require: tuple[Literal["masks"]] = Field(
-        default=("masks",), description='["masks"]: the server sees sums only'
+    require: Annotated[tuple[Requirement, ...], AfterValidator(_with_masks)] = Field(
+        default=("masks",),
+        description='["masks"]: the server sees sums only; "noise": statistics have noise; '
+        '"end-to-end": the training as well',
+    )
+    max_epsilon: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = Field(
+        default=0.0, description="what all jobs on the same examples may cost together, at `delta`"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-6, description="of every epsilon here, far below 1 / examples"
+    )
+    least_noise: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = Field(
+        default=0.5, description="noise of statistics per clip; with less nothing is sent"
     )
     max_jobs: Annotated[int, Field(ge=0)] = Field(
         default=1, description="jobs that the same training data may be used for"
@@ -220,6 +238,11 @@ class Home:
     def ledger(self, dataset: str) -> Ledger:
         """The ledger of these examples.   dataset: what it calls them, a hash."""
         return Ledger(self.ledgers / dataset)
+
+    def book(self, dataset: str) -> Book | None:
+        """What is in that ledger; None if nobody opened one.   Raises LedgerTampered."""
+        folder = self.ledgers / dataset
+        return Ledger(folder).read(dataset) if folder.exists() else None
 
     def identity(self, name: str) -> Identity:
         """The signing key.   Raises ConfigInvalid if it is missing or damaged."""

@@ -25,7 +25,10 @@ from blindmerge_client.config import Home, Policy
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.differencing import reason_to_ask
 from blindmerge_client.jobs import Jobs
+from blindmerge_client.ledger import Budget
+from blindmerge_client.noise import Account
 from blindmerge_client.owner import Owner
+from blindmerge_client.persons import read_persons
 from blindmerge_client.policy import Question, permit
 from blindmerge_client.seat import Membership
 
@@ -55,6 +58,7 @@ class Guard:
         self._said = ""
         self._owner: Owner | None = None
         self._membership: Membership | None = None
+        self._budget: Budget | None = None
         home.policy()  # its mistakes should be told now, not at the first request
 
     @property
@@ -98,7 +102,8 @@ class Guard:
             policy = self._home.policy()
             roster = self._home.roster(policy.roster) if policy.roster else None
             earlier = self._jobs.earlier(signed.plan, self._train.sha256)
-            permit(policy, Question(signed, roster, len(self._train), earlier, int(time.time())))
+            book, now = self._home.book(self._train.account), int(time.time())
+            permit(policy, Question(signed, roster, len(self._train), earlier, now, book))
             if roster is None:
                 raise AssertionError("the policy permitted a plan without a pinned roster")
             self._approve(policy, signed, roster, earlier)
@@ -146,9 +151,12 @@ class Guard:
         membership = Membership(
             self._identity, roster, policy.least_owners, policy.colluders, policy.max_attempts
         )
-        if self._owner is None or membership != self._membership:
-            client = self._client
-            self._membership = membership
+        budget = Budget(policy.max_epsilon, policy.delta)
+        if self._owner is None or (membership, budget) != (self._membership, self._budget):
+            client, dataset = self._client, self._train.account
+            self._membership, self._budget = membership, budget
+            persons = read_persons(client.train, self._base.task)
+            account = Account(self._home.ledger(dataset), dataset, budget, persons)
             self._owner = Owner(
                 self.name,
                 client.base,
@@ -157,6 +165,7 @@ class Guard:
                 self._home.jobs,
                 membership,
                 self._test,
+                account,
             )
         return self._owner
 

@@ -37,14 +37,15 @@ from blindmerge.errors import (
     PolicyRefused,
 )
 from blindmerge.files import explaining, replacing, save_private, sync_file, sync_folder
+from blindmerge.plan import Plan
 from blindmerge.privacy.accountant import Cost, Training
 
-__all__ = ["Book", "Budget", "Entry", "Ledger"]
+__all__ = ["Book", "Budget", "Entry", "Ledger", "subject_of"]
 
 _HASH = 32
 _LENGTH = struct.Struct(">I")
 _LONGEST_ENTRY = 4096
-_PATIENCE_S = 2.0  # for a command that only reads
+_PATIENCE_S = 30.0  # for a command that only reads, or noise that is being drawn
 _LOOK_S = 0.02
 
 
@@ -340,6 +341,11 @@ class Ledger:
 
 def _chained(before: bytes, body: bytes) -> bytes:
     return hashlib.sha256(before + body).digest()
+
+
+def subject_of(plan: Plan) -> str:
+    """What a ledger calls a job: another plan of the same name is another job."""
+    return f"{plan.job}:{plan.sha256}"
 
 
 def _framed(book: Book, entry: Entry) -> tuple[bytes, Book]:

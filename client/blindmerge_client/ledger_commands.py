@@ -23,18 +23,26 @@ ledger = typer.Typer(
     rich_markup_mode=None,
 )
 Delta: TypeAlias = Annotated[
-    float, typer.Option(help="The delta at which epsilon is reported.", min=1e-300, max=0.5)
+    float | None,
+    typer.Option(
+        help="Report epsilon at this delta; the policy's if left out.", min=1e-300, max=0.5
+    ),
 ]
-_DELTA = 1e-6
 
 
 @ledger.command("show")
-def show_ledger(folder: Folder, delta: Delta = _DELTA) -> None:
-    """Print every charge, and the epsilon that all of them come to."""
-    from blindmerge_client.config import Home
+def show_ledger(folder: Folder, delta: Delta = None) -> None:
+    """Print every charge, the epsilon that all of them come to, and what the policy leaves."""
+    from blindmerge.privacy.accountant import room
+    from blindmerge_client.config import Home, Policy
 
-    for book in _books(Home(folder), folder):
-        _print_book(book, delta)
+    home = Home(folder)
+    policy = home.policy() if home.policy_file.exists() else Policy()
+    for book in _books(home, folder):
+        _print_book(book, policy.delta if delta is None else delta)
+        left = room(book.spent, policy.max_epsilon, policy.delta)
+        allowed = f"max_epsilon {policy.max_epsilon:g} at delta {policy.delta:g}"
+        print(f"left:  one release of epsilon {left:.3g}, by {allowed} of the policy\n")
 
 
 @ledger.command("verify")
@@ -70,7 +78,7 @@ def _books(home: "Home", folder: object) -> "tuple[Book, ...]":
     if not names:
         raise ConfigInvalid(
             f"there is no ledger in '{folder}' yet",
-            hint="the first job with noise opens one; masks alone charge nothing",
+            hint="jobs with noise need one: blindmerge client ledger open; masks charge nothing",
         )
     return tuple(home.ledger(name).verify(name) for name in names)
 
@@ -85,7 +93,7 @@ def _print_book(book: "Book", delta: float) -> None:
         table.add_row(_minute(entry), entry.kind, _subject(entry), _alone(entry, delta))
     show(table)
     print(f"\nspent: epsilon {book.spent.epsilon(delta):.3g} at delta {delta:g}, all together")
-    print(f"head:  {book.head.hex()}\n")
+    print(f"head:  {book.head.hex()}")
 
 
 def _minute(entry: "Entry") -> str:

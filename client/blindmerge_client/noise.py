@@ -25,9 +25,9 @@ from blindmerge.secagg.secret import OsRandomness
 from blindmerge.statistic import Array, pack_symmetric, unpack_symmetric
 from blindmerge_client.collect.private import Units, units_of
 from blindmerge_client.collect.whitening import Whitening
-from blindmerge_client.ledger import Budget, Ledger
+from blindmerge_client.ledger import Budget, Ledger, subject_of
 
-__all__ = ["Account", "NoisedGrams", "subject_of"]
+__all__ = ["Account", "NoisedGrams"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,6 @@ class Account:
     dataset: str
     budget: Budget
     persons: tuple[str, ...] | None = None
-
-
-def subject_of(plan: Plan) -> str:
-    """What the ledger calls a job: another plan of the same name is another job."""
-    return f"{plan.job}:{plan.sha256}"
 
 
 class NoisedGrams:

@@ -6,78 +6,21 @@ by line before anybody approves it.
 """
 
 import datetime
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
 
 from blindmerge.errors import PolicyRefused, SignatureInvalid
-from blindmerge.identity import Roster
 from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
 from blindmerge.secagg.graph import default_colluders
-from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Policy
+from blindmerge_client.noise_rules import NOISE_RULES
+from blindmerge_client.rule import Question, Rule
 
 __all__ = ["Line", "Question", "Rule", "explain", "permit", "rules"]
 
 _GRAMS = frozenset(Evidence) - {Evidence.FISHER}  # also what comes to be in later versions
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A plan that somebody asks this owner to take part in, and what the rules know beside it.
-
-    roster: the one in the owner's folder; None without.
-    examples: how many training examples there are.
-    earlier: rosters of other jobs that these examples were used for.   now: Unix time in seconds.
-    """
-
-    signed: SignedPlan
-    roster: Roster | None
-    examples: int
-    earlier: tuple[Roster, ...]
-    now: int
-
-    @property
-    def plan(self) -> Plan:
-        """What is asked."""
-        return self.signed.plan
-
-
-@dataclass(frozen=True)
-class Rule(ABC):
-    """One rule, with what `policy.toml` says about it."""
-
-    policy: Policy
-    key: ClassVar[str]
-    """The key of `policy.toml`."""
-    change: ClassVar[str]
-    """What would allow it; `{asked}` is what the plan asks."""
-    about_data: ClassVar[bool] = False
-    """Whether a refusal says something of the owner's data: then no coordinator hears of it."""
-
-    @abstractmethod
-    def asked(self, question: Question) -> str:
-        """What the plan asks, in words."""
-
-    @abstractmethod
-    def allowed(self) -> str:
-        """What the policy says, in words."""
-
-    @abstractmethod
-    def _holds(self, question: Question) -> bool: ...
-
-    def check(self, question: Question) -> None:
-        """Raises PolicyRefused with what was asked, what is allowed, and how to allow it."""
-        if not self._holds(question):
-            asked = self.asked(question)
-            raise PolicyRefused(
-                f"rule '{self.key}': asked {asked}; allowed {self.allowed()}",
-                hint=f"in policy.toml: {self.change.format(asked=asked)}",
-                told="" if self.about_data else f"rule '{self.key}' of its policy",
-            )
 
 
 class _Coordinators(Rule):
@@ -97,18 +40,25 @@ class _Coordinators(Rule):
         return self.asked(question) != "by a stranger"
 
 
-class _Masks(Rule):
+class _Required(Rule):
     key = "require"
-    change = "nothing: ask the coordinator for a plan with masks"
+    change = "nothing: ask the coordinator for a plan with all of it"
 
     def asked(self, question: Question) -> str:
-        return "no masks" if question.plan.masks == "off" else "masks"
+        return " and ".join(sorted(self._given(question))) or "no masks"
 
     def allowed(self) -> str:
-        return "sums under masks only"
+        return f"only with {' and '.join(self.policy.require)}"
 
     def _holds(self, question: Question) -> bool:
-        return question.plan.masks != "off"
+        return set(self.policy.require) <= self._given(question)
+
+    def _given(self, question: Question) -> set[str]:
+        plan = question.plan
+        given = set() if plan.masks == "off" else {"masks"}
+        if plan.noise != "off":
+            given |= {"noise", plan.noise.mode} - {"statistics"}
+        return given
 
 
 class _PinnedRoster(Rule):
@@ -324,7 +274,7 @@ class _Expires(Rule):
 _RULES: tuple[type[Rule], ...] = (
     _Coordinators,
     _Expires,
-    _Masks,
+    _Required,
     _PinnedRoster,
     _BaseModels,
     _Methods,
@@ -335,6 +285,7 @@ _RULES: tuple[type[Rule], ...] = (
     _LeastExamples,
     _RowsFactor,
     _MaxJobs,
+    *NOISE_RULES,
 )
 
 

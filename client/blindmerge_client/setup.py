@@ -84,7 +84,13 @@ least_examples = 100
 rows_factor = 4.0
 
 # The server sees sums only.
-require = ["masks"]
+require = ["masks"]   # add "noise" for noise in statistics, "end-to-end" for training as well
+
+# Noise: what all jobs on the same examples may cost together, as epsilon at delta, and the
+# least noise of statistics per clip. `blindmerge client ledger show DIR` says what is spent.
+# max_epsilon = 4.0
+delta = 1e-6
+least_noise = 0.5
 
 # Jobs that the same training data may be used for, and how often one sum may be tried.
 max_jobs = 1

@@ -6,6 +6,7 @@ from math import prod
 
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
+from blindmerge.privacy.wording import guarantee
 from blindmerge.tasks import METRICS, Task
 
 __all__ = ["filled", "statement"]
@@ -38,7 +39,12 @@ def statement(plan: Plan, roster: Roster | None, publishes_scores: bool) -> tupl
     roster: of the plan; None if the owner does not have it.
     publishes_scores: whether the owner has test data whose scores are told to the coordinator.
     """
-    return (*_contents(plan), *_company(plan, roster), *_otherwise(plan.task, publishes_scores))
+    return (
+        *_contents(plan),
+        *filled(guarantee(plan.noise)),
+        *_company(plan, roster),
+        *_otherwise(plan.task, publishes_scores),
+    )
 
 
 def filled(text: str, indent: int = 0) -> list[str]:

@@ -14,11 +14,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from functools import reduce
+from multiprocessing import get_context
 from operator import add
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -43,7 +46,7 @@ from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.options import LoraOptions, TrainingOptions
 from blindmerge_client.session import Session
 from blindmerge_server.noise_settings import NoiseSettings
-from blindmerge_server.simulate.noise_terms import noise_of, public_norms
+from blindmerge_server.simulate.noise_terms import cached_norms, noise_of
 
 DELTA = 1e-6
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -88,38 +91,34 @@ class Bench:
             max_length=self.max_length,
             masks="off",
         )
-        self.norms = public_norms(self.plan, self.base)
+        norms = cached_norms(self.plan, self.base, cache / "norms")
         settings = NoiseSettings(mode="statistics", epsilon=8.0)
         # The layers that the rule keeps at the largest epsilon: one collection serves them all.
-        self.noise = noise_of(self.plan, settings, self.norms, len(suite.train))
+        self.noise = noise_of(self.plan, settings, norms, len(suite.train))
         self.terms = self.noise.terms(self.plan.manifest, self.max_length)
         self.groups = [g for g in gram_groups(self.plan.manifest) if g.name in self.terms.groups]
-        self.tokenizer = load_tokenizer(self.base)
         self.whitening = Whitening.make(
-            load_model(self.base), self.tokenizer, self.groups, self.max_length, work / "whitening"
+            load_model(self.base),
+            load_tokenizer(self.base),
+            self.groups,
+            self.max_length,
+            work / "whitening",
         )
 
-    def sums(self, own: Mapping[str, Path]) -> dict[str, PrivateGrams]:
-        """The clipped sums of every organisation."""
-        found = {}
-        for domain, path in own.items():
-            texts = self.suite.train[domain].texts
-            alone = batches(self.tokenizer, texts, self.max_length, 1)
-            found[domain] = collect_private_grams(
-                load_model(path),
-                self.groups,
-                alone,
-                units_of(len(texts), None, 1),
-                self.whitening,
-                self.terms,
-            )
-        return found
+    def sums(self, domain: str, model: Path) -> PrivateGrams:
+        """The clipped sums of an organisation."""
+        texts = self.suite.train[domain].texts
+        alone = batches(load_tokenizer(self.base), texts, self.max_length, 1)
+        units = units_of(len(texts), None, 1)
+        return collect_private_grams(
+            load_model(model), self.groups, alone, units, self.whitening, self.terms
+        )
 
     def merge(
         self, own: Mapping[str, Path], sums: Mapping[str, PrivateGrams], z: float | None
     ) -> Path:
         """RegMean with noise of multiplier z; without any if None, but clipped all the same."""
-        out = self.work / f"merged-{len(list(self.work.iterdir()))}"
+        out = self.work / f"merged-{uuid4().hex}"
         released = {domain: self._released(grams, z) for domain, grams in sums.items()}
         writer = CheckpointWriter(out, self.checkpoint, self.plan.blocks)
         models = {domain: Checkpoint(path) for domain, path in own.items()}
@@ -158,9 +157,16 @@ class Bench:
 
     def regmean(self, own: Mapping[str, Path]) -> Path:
         """RegMean without noise, from the Gram matrices of all layers."""
-        out = self.work / f"merged-{len(list(self.work.iterdir()))}"
+        out = self.work / f"merged-{uuid4().hex}"
+        plan = self.plan.model_copy(update={"examples": 1000})  # more of them change it little
         sessions = [
-            Session(self.plan, self.base, path, self.suite.train[d].texts, self.work / f"off-{d}")
+            Session(
+                plan,
+                self.base,
+                path,
+                self.suite.train[d].texts,
+                self.work / f"off-{uuid4().hex}",
+            )
             for d, path in own.items()
         ]
         writer = CheckpointWriter(out, self.checkpoint, self.plan.blocks)
@@ -173,7 +179,7 @@ class Bench:
 
     def average(self, own: Mapping[str, Path]) -> Path:
         """The simple average of the models."""
-        out = self.work / f"merged-{len(list(self.work.iterdir()))}"
+        out = self.work / f"merged-{uuid4().hex}"
         method = Average()
         writer = CheckpointWriter(out, self.checkpoint, self.plan.blocks)
         for number, block in enumerate(self.plan.blocks):
@@ -234,29 +240,58 @@ def private_models(
     return found
 
 
-def measure(bench: Bench, end_to_end: Sequence[float], epochs: int, lr: float) -> dict[str, Any]:
+def collected(bench: Bench, own: Mapping[str, Path], pool: Executor) -> dict[str, PrivateGrams]:
+    """The clipped sums of every organisation, each in a process of its own."""
+    return dict(zip(own, pool.map(bench.sums, own, own.values()), strict=True))
+
+
+def noised_line(
+    bench: Bench, own: Mapping[str, Path], sums: Mapping[str, PrivateGrams], z: float | None
+) -> dict[str, float]:
+    """Scores of RegMean with noise of multiplier z."""
+    return bench.score(bench.merge(own, sums, z))
+
+
+def average_line(bench: Bench, own: Mapping[str, Path]) -> dict[str, float]:
+    """Scores of the average."""
+    return bench.score(bench.average(own))
+
+
+def off_line(bench: Bench, own: Mapping[str, Path]) -> dict[str, float]:
+    """Scores of RegMean without noise."""
+    return bench.score(bench.regmean(own))
+
+
+def measure(
+    bench: Bench, end_to_end: Sequence[float], epochs: int, lr: float, pool: Executor
+) -> dict[str, Any]:
     """Every line of the plot."""
     own = own_models(bench)
-    sums = bench.sums(own)
-    found: dict[str, Any] = {"average": bench.score(bench.average(own))}
-    print("average", found["average"], flush=True)
-    found["clipped"] = bench.score(bench.merge(own, sums, None))
-    print("clipped, hardly any noise", found["clipped"], flush=True)
+    lines = {
+        "off": pool.submit(off_line, bench, own),
+        "average": pool.submit(average_line, bench, own),
+    }
+    sums = collected(bench, own, pool)
+    print("collected", flush=True)
+    lines["clipped"] = pool.submit(noised_line, bench, own, sums, None)
     for epsilon in EPSILONS:
-        model = bench.merge(own, sums, multiplier_for(epsilon, DELTA))
-        found[f"statistics {epsilon:g}"] = bench.score(model)
-        print("statistics", epsilon, found[f"statistics {epsilon:g}"], flush=True)
-    del sums
-    found["off"] = bench.score(bench.regmean(own))
-    print("off", found["off"], flush=True)
+        z = multiplier_for(epsilon, DELTA)
+        lines[f"statistics {epsilon:g}"] = pool.submit(noised_line, bench, own, sums, z)
     for epsilon in end_to_end:
         rho = 0.3 * rho_for(epsilon, DELTA)
         private = private_models(bench, epsilon, rho, epochs, lr)
-        found[f"end-to-end average {epsilon:g}"] = bench.score(bench.average(private))
-        z = (2 * rho) ** -0.5
-        found[f"end-to-end {epsilon:g}"] = bench.score(bench.merge(private, bench.sums(private), z))
-        print("end-to-end", epsilon, found[f"end-to-end {epsilon:g}"], flush=True)
+        lines[f"end-to-end average {epsilon:g}"] = pool.submit(average_line, bench, private)
+        sums, z = collected(bench, private, pool), (2 * rho) ** -0.5
+        lines[f"end-to-end {epsilon:g}"] = pool.submit(noised_line, bench, private, sums, z)
+    found = {}
+    for name, line in lines.items():
+        found[name] = line.result()
+        print(name, found[name], flush=True)
     return found
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
 
 
 def main() -> None:
@@ -266,18 +301,20 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/blindmerge"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--end-to-end", type=float, nargs="*", default=list(END_TO_END))
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--test", type=int, default=1000, help="texts of each set of test data")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     options = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     cache = options.cache.expanduser()
     suite = read_suite(options.suite)
     train = {
         domain: read_examples(options.suite / domain / "train.jsonl.gz", suite.labels, suite.task)
         for domain in suite.train
     }
+    test = {domain: examples.first(options.test) for domain, examples in suite.test.items()}
     with tempfile.TemporaryDirectory(prefix="privacy-") as folder:
-        bench = Bench(replace(suite, train=train), cache, Path(folder))
+        bench = Bench(replace(suite, train=train, test=test), cache, Path(folder))
         ratio = noise_to_signal(
             width=max(group.width for group in bench.groups),
             examples=bench.examples,
@@ -286,10 +323,13 @@ def main() -> None:
             multiplier=multiplier_for(8.0, DELTA),
         )
         print(f"{len(bench.groups)} groups, noise to signal {ratio:.1f} at epsilon 8", flush=True)
-        found = measure(bench, options.end_to_end, options.epochs, options.learning_rate)
+        context = get_context("spawn")
+        with ProcessPoolExecutor(options.processes, mp_context=context, initializer=_alone) as pool:
+            found = measure(bench, options.end_to_end, options.epochs, options.learning_rate, pool)
         found["setting"] = {
             "groups": len(bench.groups),
             "examples": bench.examples,
+            "tested": {domain: len(examples) for domain, examples in test.items()},
             "owners": len(bench.suite.train),
             "delta": DELTA,
             "noise_to_signal_at_8": ratio,

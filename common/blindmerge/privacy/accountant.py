@@ -28,6 +28,7 @@ __all__ = [
     "multiplier_of",
     "rho_for",
     "rho_of",
+    "room",
     "training_for",
 ]
 
@@ -147,6 +148,14 @@ def rho_for(epsilon: float, delta: float) -> float:
 def multiplier_for(epsilon: float, delta: float) -> float:
     """z of one release that costs epsilon at delta; raises as `rho_for`."""
     return multiplier_of(rho_for(epsilon, delta))
+
+
+def room(spent: Cost, epsilon: float, delta: float) -> float:
+    """epsilon of the largest release that keeps all together at epsilon; 0 if none does."""
+    if spent.epsilon(delta) >= epsilon:
+        return 0.0
+    rho = _largest(lambda rho: (spent + Cost(Fraction(rho))).epsilon(delta) <= epsilon, epsilon)
+    return epsilon_of(rho, delta)
 
 
 def training_for(

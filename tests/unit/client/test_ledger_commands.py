@@ -1,5 +1,6 @@
 """`client ledger show` and `verify`: what was spent, and whether somebody touched the book."""
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from blindmerge.errors import BlindmergeError, ConfigInvalid, LedgerTampered
-from blindmerge.privacy.accountant import Cost, Training, epsilon_of
+from blindmerge.privacy.accountant import Cost, Training, epsilon_of, rho_for
 from blindmerge_client.commands import client
 from blindmerge_client.config import Home
 from blindmerge_client.ledger import Budget, Ledger
@@ -130,3 +131,15 @@ def test_without_a_ledger_it_says_when_there_will_be_one(tmp_path: Path) -> None
     error = failure("show", tmp_path)
     assert "there is no ledger" in error.message
     assert "noise" in error.hint
+
+
+def test_what_the_policy_leaves_is_shown_and_fits(home: Home) -> None:
+    home.policy_file.write_text("max_epsilon = 2.0\ndelta = 1e-5\n")
+    out = run("show", home.folder).output
+    found = re.search(r"left:  one release of epsilon ([\d.]+), by max_epsilon 2 at", out)
+    assert found is not None, out
+    spent = home.ledger(DATASET).read(DATASET).spent
+    left = Cost(Fraction(rho_for(float(found[1]), 1e-5)))
+    assert (spent + left).epsilon(1e-5) == pytest.approx(2.0, abs=0.01)
+    home.policy_file.write_text("max_epsilon = 0.1\n")
+    assert "left:  one release of epsilon 0," in run("show", home.folder).output

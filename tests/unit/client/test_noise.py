@@ -18,7 +18,8 @@ from blindmerge.errors import (
 from blindmerge.privacy.accountant import Cost, Training, epsilon_of, rho_of
 from blindmerge.statistic import unpack_symmetric
 from blindmerge_client.collect.private import collect_private_grams, units_of
-from blindmerge_client.noise import Account, subject_of
+from blindmerge_client.ledger import subject_of
+from blindmerge_client.noise import Account
 from blindmerge_client.session import Session
 from support.jobs import Job, make_job, with_plan
 from support.noise import DELTA, NOW, account_of, with_noise

@@ -7,13 +7,17 @@ from math import prod
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from blindmerge.errors import PolicyRefused
 from blindmerge.identity import Identity, Roster
 from blindmerge.merge import METHODS
 from blindmerge.plan import Plan
+from blindmerge.privacy.accountant import epsilon_of, rho_of
+from blindmerge.privacy.terms import gram_groups
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.config import Policy
+from blindmerge_client.ledger import Book, Entry, subject_of
 from blindmerge_client.policy import Question, explain, permit, rules
 from blindmerge_client.statement import statement
 from support.plans import make_masks, make_plan
@@ -58,6 +62,66 @@ def with_method(**options: Any) -> Question:
     return question(plan=make_plan(masks=PLAN.masks, method=options))
 
 
+NOISE = {
+    "mode": "statistics",
+    "epsilon": 3.0,
+    "delta": 1e-6,
+    "grams": {"multiplier": 2.0, "clip": 1.0, "weights": (1.0,) * len(gram_groups(PLAN.manifest))},
+}
+EPSILON = epsilon_of(rho_of(2.0), 1e-6)
+
+
+def noised(noise: dict[str, Any] | None = None, **facts: Any) -> Question:
+    known: dict[str, Any] = {"book": Book()}
+    plan = make_plan(masks=PLAN.masks, noise=NOISE | (noise or {}))
+    return question(plan=plan, **(known | facts))
+
+
+def test_a_plan_with_noise_is_permitted_within_the_budget() -> None:
+    for required in (("masks",), ("masks", "noise")):
+        permit(policy(max_epsilon=EPSILON, require=required), noised())
+    end_to_end = noised({"mode": "end-to-end"})
+    permit(policy(max_epsilon=EPSILON, require=("masks", "noise", "end-to-end")), end_to_end)
+
+
+def charged(subject: str, cost: float) -> Book:
+    return Book((Entry(kind="charged", subject=subject, time=NOW, rho=cost),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "key"),
+    [
+        ({}, noised(), "max_epsilon"),
+        ({"max_epsilon": EPSILON * 0.999}, noised(), "max_epsilon"),
+        ({"max_epsilon": EPSILON}, noised(book=charged("other:1", 0.01)), "max_epsilon"),
+        ({"max_epsilon": 9.0}, noised(book=None), "max_epsilon"),
+        ({"max_epsilon": 9.0, "least_noise": 2.1}, noised(), "least_noise"),
+        ({"max_epsilon": 9.0, "delta": 1e-7}, noised(), "delta"),
+        ({"require": ("masks", "noise")}, question(), "require"),
+        ({"max_epsilon": 9.0, "require": ("masks", "end-to-end")}, noised(), "require"),
+    ],
+)
+def test_noise_that_is_too_weak_or_too_dear_is_refused(
+    changes: dict[str, Any], asked: Question, key: str
+) -> None:
+    with pytest.raises(PolicyRefused, match=f"rule '{key}'") as raised:
+        permit(policy(**changes), asked)
+    assert "in policy.toml" in raised.value.hint
+    assert [line.key for line in explain(policy(**changes), asked) if line.refusal] == [key]
+
+
+def test_a_job_is_not_charged_twice() -> None:
+    """A retry, after the release was charged, is within the same budget."""
+    asked = noised()
+    book = charged(subject_of(asked.plan), rho_of(2.0))
+    permit(policy(max_epsilon=EPSILON), noised(book=book))
+
+
+def test_masks_cannot_be_left_out_of_what_is_required() -> None:
+    with pytest.raises(ValidationError, match="masks"):
+        policy(require=("noise",))
+
+
 def test_what_is_allowed_is_permitted() -> None:
     permit(policy(), question())
     assert all(line.refusal is None for line in explain(policy(), question()))
@@ -74,7 +138,17 @@ def test_an_empty_policy_permits_nothing() -> None:
 OVER: Mapping[str, tuple[tuple[Policy, Question], ...]] = {
     "coordinators": ((policy(), question(STRANGER)), (policy(coordinators={}), question())),
     "expires": ((policy(), question(now=NOW + DAY)), (policy(expires=None), question())),
-    "require": ((policy(), planned(masks="off")),),
+    "require": (
+        (policy(), planned(masks="off")),
+        (policy(require=("masks", "noise")), question()),
+        (policy(require=("masks", "end-to-end"), max_epsilon=9.0), noised()),
+    ),
+    "delta": ((policy(max_epsilon=9.0, delta=1e-7), noised()),),
+    "least_noise": ((policy(max_epsilon=9.0, least_noise=2.1), noised()),),
+    "max_epsilon": (
+        (policy(max_epsilon=2.0), noised()),
+        (policy(max_epsilon=9.0), noised(book=None)),
+    ),
     "roster": (
         (policy(), planned(masks=make_masks(5))),
         (policy(), question(roster=None)),

@@ -1,16 +1,14 @@
 """The Flower app bundle of blindmerge: a description without a line of code.
 
-A server sends the bundle to every node, and Flower would run what is in it. This one names what
-is installed at each side. An owner refuses every other bundle by its SHA-256.
+Flower's servers send a bundle to every node, whose own software would run what is in it. Nodes of
+blindmerge run nothing that is sent: the courier is part of the installation, as the coordinator's
+side is. A node answers only runs with this bundle, by its SHA-256.
 """
 
-__all__ = ["BUNDLE_FILES", "CLIENT_APP"]
+__all__ = ["BUNDLE_FILES"]
 
-CLIENT_APP = "blindmerge_client.node:app"
-"""The courier that a node of an owner loads from the owner's own installation."""
-
-# The server's part is never loaded: `blindmerge server merge` is the ServerApp of its run.
-_PYPROJECT = f"""\
+# The format wants names of two apps; nobody loads them.
+_PYPROJECT = """\
 [project]
 name = "blindmerge"
 version = "1.0.0"
@@ -22,7 +20,7 @@ publisher = "blindmerge"
 
 [tool.flwr.app.components]
 serverapp = "blindmerge_server.flower_run:none"
-clientapp = "{CLIENT_APP}"
+clientapp = "blindmerge_client.run:none"
 """
 
 BUNDLE_FILES = {"pyproject.toml": _PYPROJECT.encode()}

@@ -11,7 +11,7 @@ import pytest
 from support.tree import ROOT
 
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
-EXPOSED = {"gateway": 10, "node": 20, "server": 20}
+EXPOSED = {"gateway": 10, "node": 15, "server": 15}
 """The most that `systemd-analyze security` may count, in tenths; 100 is no sandbox at all."""
 
 needs_systemd = pytest.mark.skipif(

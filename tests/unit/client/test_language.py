@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from blindmerge.checkpoint import Checkpoint
-from blindmerge.errors import CheckpointInvalid, DataInvalid
+from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid
 from blindmerge.tasks import METRICS, Task
 from blindmerge_client import finetune as finetune_module
 from blindmerge_client.batches import IGNORED, batches, following, tokenize
 from blindmerge_client.data import Examples, read_examples
 from blindmerge_client.finetune import finetune, prepare_base
-from blindmerge_client.models import load_model, load_tokenizer
+from blindmerge_client.models import check_max_length, load_model, load_tokenizer
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.predict import predict
 from blindmerge_client.scores import score
@@ -245,3 +245,19 @@ def test_a_decoder_without_padding_is_padded_at_its_end(tmp_path: Path) -> None:
     predictions = predict(tmp_path / "base", ["good film", "a good film is good"], 16)
     alone = predict(tmp_path / "base", ["good film"], 16)
     np.testing.assert_allclose(predictions[:1], alone, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "positions"), [("gpt2", 64), ("llama", 64), ("deberta", 64), ("albert", 64)]
+)
+def test_a_model_is_not_given_more_tokens_than_it_takes(
+    architecture: Architecture, positions: int, tmp_path: Path
+) -> None:
+    folder = pico_encoder(tmp_path, architecture, labels=("no", "yes"))
+    check_max_length(folder, positions)
+    with pytest.raises(ConfigInvalid, match=f"at most {positions} tokens"):
+        check_max_length(folder, positions + 1)
+
+
+def test_relative_positions_have_no_end(tmp_path: Path) -> None:
+    check_max_length(pico_encoder(tmp_path, "t5", task="seq2seq"), 10_000)

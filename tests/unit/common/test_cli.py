@@ -77,6 +77,24 @@ def test_inspect_prints_every_tensor_with_its_rule(
     assert f"{len(checkpoint.shapes)} tensors, {numbers:,} numbers, 4 phases" in out
 
 
+def test_inspect_shows_experts_that_are_alike_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pico_encoder(tmp_path / "model", "mixtral", labels=LABELS)
+    assert run(monkeypatch, "inspect", folder) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    found = [" ".join(line.split()) for line in lines if "expert" in line]
+    one_layer = [
+        "block_sparse_moe.experts.0.w1.weight 32 x 16 Gram 16, routed-tokens",
+        "block_sparse_moe.experts.0.w3.weight 32 x 16 same",
+        "and 2 more experts one each",
+        "block_sparse_moe.experts.0.w2.weight 16 x 32 Gram 32, routed-activations",
+        "and 2 more experts one each",
+    ]
+    assert found == 2 * one_layer
+
+
 def test_an_error_is_explained_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

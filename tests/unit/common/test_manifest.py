@@ -247,6 +247,7 @@ def test_tensor_without_a_rule_is_named(name: str) -> None:
     with pytest.raises(UnknownTensor) as refused:
         describe(BERT, {**bert_shapes(), name: (3, 8)})
     assert f"'{name}' [3, 8]" in refused.value.message
+    assert f"of the module '{name.rpartition('.')[0]}'" in refused.value.message
 
 
 def test_several_tensors_without_a_rule_are_counted() -> None:

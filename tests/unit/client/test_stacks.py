@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,8 +65,9 @@ def test_keys_and_values_of_the_source_have_a_row_per_token_of_it(tmp_path: Path
     job = t5(tmp_path)
     session = job.session(0)
     tokenizer = session._tokenizer
-    sources = sum(len(tokenizer(text.source)["input_ids"]) for text in job.texts[0])  # type: ignore[union-attr]
-    targets = sum(len(tokenizer(text.target)["input_ids"]) for text in job.texts[0])  # type: ignore[union-attr]
+    pairs: list[Any] = list(job.texts[0])
+    sources = sum(len(tokenizer(pair.source)["input_ids"]) for pair in pairs)
+    targets = sum(len(tokenizer(pair.target)["input_ids"]) for pair in pairs)
     assert sources != targets
     counts = {
         group.name: session.evidence(number).grams[group.name].rows

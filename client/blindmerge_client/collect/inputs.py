@@ -205,10 +205,20 @@ def _patches(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     return Seen([Part(rows)], len(rows))
 
 
-def _unfolded_patches(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
+def _any(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
+    (inputs,) = calls
+    mask = batch.inputs.get("attention_mask")
+    if mask is None or inputs.ndim < mask.ndim + 1:
+        rows = inputs.reshape(-1, inputs.shape[-1])
+    else:
+        rows = _masked(group, inputs, mask.bool())
+    return Seen([Part(rows)], len(rows))
+
+
+def _unfolded_patches(group: Group, calls: Sequence[torch.Tensor], _batch: Batch) -> Seen:
     (images,) = calls
     stored = group.layers[0].stored
-    if stored is None or images.ndim != 4 or len(images) != len(batch.indices):
+    if stored is None or images.ndim != 4:
         raise _unfit(group, images)
     window = stored.shape[2:]
     columns = nn.functional.unfold(images, window, stride=window)
@@ -224,6 +234,7 @@ _KINDS: Mapping[Rows, Callable[[Group, Sequence[torch.Tensor], Batch], Seen]] = 
     "tokens-and-positions": _tokens_and_positions,
     "patches": _patches,
     "unfolded-patches": _unfolded_patches,
+    "any": _any,
 }
 _CALLS: Mapping[Rows, int] = {"tokens-and-positions": 2}
 """How often a layer is called in a pass, if not once."""

@@ -18,6 +18,7 @@ Rows: TypeAlias = Literal[
     "routed-activations",
     "patches",
     "unfolded-patches",
+    "any",
 ]
 """What a row of a layer's input is.
 
@@ -28,6 +29,7 @@ and then on a table of positions, the same for every text; the table's rows coun
 as the tokens.   `routed-tokens`: a real token that a router sends to the group's expert.
 `routed-activations`: what the expert makes of it between its first layers and its last.
 `patches`: a patch of an image, or the token that stands for all of it; none is padding.
+`any`: whatever the layer gets, but for what a mask of the pass leaves out; of plain modules.
 `unfolded-patches`: the numbers of a patch, channel by channel, of a convolution whose steps are as
 wide as its window.
 """

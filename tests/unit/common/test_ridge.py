@@ -83,6 +83,16 @@ def test_condition_number_is_in_the_1_norm() -> None:
     assert solved.condition_number == pytest.approx(float(np.linalg.cond(matrix, 1)), rel=1e-12)
 
 
+@pytest.mark.parametrize("width", [5, 300])
+def test_condition_number_is_of_whole_columns_not_of_a_triangles(width: int) -> None:
+    # The largest column is the first, of which the upper triangle has one number.
+    matrix = np.eye(width)
+    matrix[0, 1:] = matrix[1:, 0] = -0.85 / np.sqrt(width - 1)
+    solved = solve(matrix, np.ones((width, 1)), 0.0)
+    assert solved is not None
+    assert solved.condition_number == pytest.approx(float(np.linalg.cond(matrix, 1)), rel=1e-9)
+
+
 @pytest.mark.parametrize("condition", [1e13, 1e15, 1e20])
 def test_solution_without_three_right_digits_is_not_accepted(condition: float) -> None:
     matrix = ill_conditioned(np.random.default_rng(9), condition)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TypeVar
@@ -32,6 +33,7 @@ __all__ = ["Link", "Network", "why_no_network"]
 
 _PREFIX = "blindmerge"
 _SWITCH = "switch"
+_NUMBERS = count()
 _SUBNET = "10.213.7"
 _FILES = Path("/etc/netns")
 _CLONE_NEWNET = 0x40000000
@@ -78,6 +80,7 @@ class Network:
         names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.hosts = hosts
+        self._prefix = f"{_PREFIX}-{os.getpid()}-{next(_NUMBERS)}"
         self._link = link
         self._alone = alone
         lines = [f"{self.address(host)} {name}" for name, host in names.items()]
@@ -108,13 +111,13 @@ class Network:
 
     def inside(self, host: str) -> list[str]:
         """The words before a command that runs on a host."""
-        return ["ip", "netns", "exec", _namespace(host)]
+        return ["ip", "netns", "exec", self._namespace(host)]
 
     def call(self, host: str, work: Callable[[], _T]) -> _T:
         """What `work` returns, done by this process as if it ran on a host."""
 
         def there() -> _T:
-            with open(f"/run/netns/{_namespace(host)}") as namespace:
+            with open(f"/run/netns/{self._namespace(host)}") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
                     raise OSError(ctypes.get_errno(), "setns")
             return work()
@@ -126,7 +129,7 @@ class Network:
     def add_address(self, host: str) -> str:
         """One more IP address of a host."""
         address = f"{_SUBNET}.{100 + self.hosts.index(host)}"
-        _ip("-n", _namespace(host), "address", "add", f"{address}/24", "dev", "eth0")
+        _ip("-n", self._namespace(host), "address", "add", f"{address}/24", "dev", "eth0")
         return address
 
     def sent_bytes(self, host: str) -> int:
@@ -138,28 +141,31 @@ class Network:
     @contextmanager
     def cut_off(self, host: str) -> Iterator[None]:
         """The host's cable is out."""
-        _ip("-n", _namespace(host), "link", "set", "eth0", "down")
+        _ip("-n", self._namespace(host), "link", "set", "eth0", "down")
         try:
             yield
         finally:
-            _ip("-n", _namespace(host), "link", "set", "eth0", "up")
+            _ip("-n", self._namespace(host), "link", "set", "eth0", "up")
+
+    def _namespace(self, host: str) -> str:
+        return f"{self._prefix}-{host}"
 
     def _make(self) -> None:
-        switch = _namespace(_SWITCH)
+        switch = self._namespace(_SWITCH)
         _ip("netns", "add", switch)
         for host in (*self.hosts, *self._alone):
-            _ip("netns", "add", _namespace(host))
-            _ip("-n", _namespace(host), "link", "set", "lo", "up")
+            _ip("netns", "add", self._namespace(host))
+            _ip("-n", self._namespace(host), "link", "set", "lo", "up")
             for name, text in self._files.items():
                 # `ip netns exec` lays what is here over /etc.
-                (_FILES / _namespace(host)).mkdir(parents=True, exist_ok=True)
-                (_FILES / _namespace(host) / name).write_text(text)
+                (_FILES / self._namespace(host)).mkdir(parents=True, exist_ok=True)
+                (_FILES / self._namespace(host) / name).write_text(text)
         if self._link is None:
             self._plug_in(switch)
         else:
             self._lay_wires(switch, self._link)
         for host in self.hosts:
-            own = _namespace(host)
+            own = self._namespace(host)
             _ip("-n", own, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
             _ip("-n", own, "link", "set", "eth0", "up")
 
@@ -168,7 +174,7 @@ class Network:
         _ip("-n", switch, "link", "set", "bridge", "up")
         for number, host in enumerate(self.hosts):
             port, veth = f"port{number}", ("type", "veth", "peer", "name", "eth0")
-            _ip("-n", switch, "link", "add", port, *veth, "netns", _namespace(host))
+            _ip("-n", switch, "link", "add", port, *veth, "netns", self._namespace(host))
             _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
 
     def _lay_wires(self, switch: str, link: Link) -> None:
@@ -182,7 +188,7 @@ class Network:
         assert self._wires.stdout is not None
         assert self._wires.stdout.readline() == "ready\n"
         for number, host in enumerate(self.hosts):
-            moved = ("netns", _namespace(host), "name", "eth0")
+            moved = ("netns", self._namespace(host), "name", "eth0")
             _ip("-n", switch, "link", "set", f"wire{number}", *moved)
 
     def _remove(self) -> None:
@@ -190,11 +196,7 @@ class Network:
             self._wires.kill()
             self._wires.communicate()
         for host in (*self.hosts, *self._alone, _SWITCH):
-            _delete(_namespace(host))
-
-
-def _namespace(host: str) -> str:
-    return f"{_PREFIX}-{os.getpid()}-{host}"
+            _delete(self._namespace(host))
 
 
 def _ip(*words: str) -> str:

@@ -27,7 +27,7 @@ from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.encoding import Bits, Layout, calibrate
 from blindmerge.errors import PeerInvalid
 from blindmerge.files import replacing
-from blindmerge.merge import Evidence
+from blindmerge.merge import Evidence, Fisher
 from blindmerge.plan import Plan
 from blindmerge.privacy.terms import gram_groups
 from blindmerge.statistic import Array
@@ -43,7 +43,7 @@ __all__ = ["Layouts", "cached_layouts", "public_layouts"]
 Layouts = tuple[tuple[Layout, ...], ...]
 """For each sum of a plan, the layout of each of its parts."""
 
-_RULE = 1  # rises when the same plan gets other bounds
+_RULE = 2  # rises when the same plan gets other bounds
 _TEXTS = 16
 _MOST_TOKENS = 128  # of a made-up text
 _MOVE = 1 / 8  # of a tensor's root mean square: more than fine-tuning moves it
@@ -140,6 +140,8 @@ def _margin(plan: Plan, bits: Bits) -> tuple[int, int]:
     # Counts, and whatever is not divided by them, grow with the tokens of an owner.
     times = plan.examples * plan.max_length / (_TEXTS * min(plan.max_length, _MOST_TOKENS))
     growth = max(0, math.ceil(math.log2(times)))
+    if isinstance(plan.method, Fisher) and plan.method.weighting == "equal":
+        growth = 0  # all of it is divided; and bits that are left over are precision
     if Evidence.FISHER in plan.method.needs:
         return growth + 16, 0
     return growth + (16 if bits == 64 else 8), 8

@@ -118,3 +118,19 @@ def test_a_plan_for_another_base_or_without_masks_has_no_bounds(tuned: Job, tmp_
         with pytest.raises(PeerInvalid, match="without masks"):
             ask(tuned.plan, tuned.base)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mean_over_examples_needs_no_room_for_more_of_them(tuned: Job) -> None:
+    """What is not needed is precision: Fisher information is compared with a floor of 10^-6."""
+    exponents = {
+        (weighting, examples): public_layouts(
+            with_plan(job_of(tuned, "fisher", weighting=weighting), examples=examples).plan,
+            tuned.base,
+        )[0][0]
+        .arrays[0]
+        .scale.exponents[0]
+        for weighting in ("equal", "tokens")
+        for examples in (100, 100 << 7)
+    }
+    assert exponents["equal", 100] == exponents["equal", 100 << 7]
+    assert exponents["tokens", 100] == exponents["tokens", 100 << 7] + 7

@@ -62,7 +62,7 @@ def test_patterns_find_what_they_look_for() -> None:
 
 
 # Raised by hand whenever tests are added; lowered by nobody.
-FEWEST_TESTS = 585
+FEWEST_TESTS = 1240
 
 
 def _tests_in(path: Path) -> int:

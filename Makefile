@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test test-network check wheel bench-quality bench-engine bench-masks bench-secagg lock clean
+.PHONY: demo test test-network check wheel bench-quality bench-privacy bench-engine bench-masks bench-secagg lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
@@ -36,6 +36,11 @@ wheel: $(INSTALLED)
 
 bench-quality: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/quality.py $(SUITES)
+
+bench-privacy: $(INSTALLED)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/privacy_quality.py $(firstword $(SUITES))
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/bench/membership.py
+	$(BIN)/python tests/bench/privacy_plot.py
 
 bench-masks: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/masks.py

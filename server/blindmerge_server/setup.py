@@ -64,6 +64,13 @@ days = 7
 
 # An owner that is silent for so many hours is out of the job.
 patience_hours = 12.0
+
+# Noise with a proof; epsilon is what the job may cost one example of an owner. With it every
+# example has to count, so that `examples` above is a public number that none has more of.
+# [noise]
+# mode = "statistics"
+# epsilon = 4.0
+# delta = 1e-6
 """
 
 

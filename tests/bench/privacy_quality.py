@@ -74,11 +74,11 @@ def base_of(suite: Suite, cache: Path) -> Path:
 class Bench:
     """A suite with one base and one model per organisation."""
 
-    def __init__(self, suite: Suite, cache: Path, work: Path) -> None:
+    def __init__(self, suite: Suite, cache: Path, work: Path, rows: int) -> None:
         self.suite, self.work, self.cache = suite, work, cache
         self.base = base_of(suite, cache)
         self.checkpoint = Checkpoint(self.base)
-        self.examples = max(len(each) for each in suite.train.values())
+        self.examples = min(rows, max(len(each) for each in suite.train.values()))
         self.max_length = SETTINGS[suite.task].training.max_length
         self.plan = Plan(
             job="bench",
@@ -107,7 +107,7 @@ class Bench:
 
     def sums(self, domain: str, model: Path) -> PrivateGrams:
         """The clipped sums of an organisation."""
-        texts = self.suite.train[domain].texts
+        texts = self.suite.train[domain].texts[: self.examples]
         alone = batches(load_tokenizer(self.base), texts, self.max_length, 1)
         units = units_of(len(texts), None, 1)
         return collect_private_grams(
@@ -246,7 +246,7 @@ def collected(bench: Bench, own: Mapping[str, Path], pool: Executor) -> dict[str
 
 
 def noised_line(
-    bench: Bench, own: Mapping[str, Path], sums: Mapping[str, PrivateGrams], z: float | None
+    bench: Bench, own: Mapping[str, Path], sums: Mapping[str, PrivateGrams], z: float
 ) -> dict[str, float]:
     """Scores of RegMean with noise of multiplier z."""
     return bench.score(bench.merge(own, sums, z))
@@ -273,7 +273,6 @@ def measure(
     }
     sums = collected(bench, own, pool)
     print("collected", flush=True)
-    lines["clipped"] = pool.submit(noised_line, bench, own, sums, None)
     for epsilon in EPSILONS:
         z = multiplier_for(epsilon, DELTA)
         lines[f"statistics {epsilon:g}"] = pool.submit(noised_line, bench, own, sums, z)
@@ -302,6 +301,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--end-to-end", type=float, nargs="*", default=list(END_TO_END))
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rows", type=int, default=3000, help="texts of each for statistics")
     parser.add_argument("--test", type=int, default=1000, help="texts of each set of test data")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -314,7 +314,7 @@ def main() -> None:
     }
     test = {domain: examples.first(options.test) for domain, examples in suite.test.items()}
     with tempfile.TemporaryDirectory(prefix="privacy-") as folder:
-        bench = Bench(replace(suite, train=train, test=test), cache, Path(folder))
+        bench = Bench(replace(suite, train=train, test=test), cache, Path(folder), options.rows)
         ratio = noise_to_signal(
             width=max(group.width for group in bench.groups),
             examples=bench.examples,

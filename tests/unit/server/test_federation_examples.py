@@ -5,6 +5,7 @@ import tomllib
 
 from blindmerge_client.data import read_examples
 from blindmerge_client.tasks import Text
+from blindmerge_server.noise_settings import NoiseSettings
 from blindmerge_server.simulate.federation import Job, Owner, default_federation, read_federation
 from support.tree import ROOT
 
@@ -38,9 +39,11 @@ def test_the_example_with_own_data_is_whole() -> None:
 
 def test_the_example_with_own_data_shows_every_key_of_a_job_and_an_owner() -> None:
     text = (EXAMPLES / "own-data.toml").read_text()
-    raw = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
+    raw = tomllib.loads(re.sub(r"^# (?=\w+ = |\[noise\])", "", text, flags=re.MULTILINE))
     assert Job.model_fields.keys() - raw["job"].keys() == {"compare"}
     assert raw["owner"][0].keys() == Owner.model_fields.keys()
+    assert NoiseSettings.model_fields.keys() - raw["noise"].keys() == {"multiplier"}
+    NoiseSettings.model_validate(raw["noise"])
 
 
 def test_the_examples_are_summed_under_masks() -> None:

@@ -22,6 +22,7 @@ from flwr.common.constant import (
     NOOP_FLWR_AID,
     TRANSPORT_TYPE_GRPC_RERE,
 )
+from flwr.supercore import sql_mixin
 from flwr.supercore.auth.typing import (
     AccountAuthCredentials,
     AccountAuthLoginDetails,
@@ -44,6 +45,7 @@ __all__ = ["CoordinatorOnly", "access_token", "serve"]
 _log = logging.getLogger("blindmerge.server")
 _LOOK_FOR_OWNERS_S = 2.0
 _SHUTDOWN_S = 5
+_WRITERS_MS = 60_000
 
 
 def access_token(control: Secret) -> str:
@@ -92,6 +94,7 @@ def serve(home: Home, say: Callable[[str], None]) -> None:
     """
     config = _config(home)
     log_to_file(home.log_file)
+    _wait_for_writers()
     app = create_app(config, SuperLinkLifespan)
     state = app.state.linkstate_factory.state()
     _let_in(state, home.owners(), say)
@@ -125,6 +128,15 @@ def serve(home: Home, say: Callable[[str], None]) -> None:
         stop.set()
         watcher.join()
     say("stopped")
+
+
+def _wait_for_writers() -> None:
+    """Makes Flower's database wait longer than its 5 s, which large uploads at once exceed.
+
+    Owners whose uploads failed would send them again, only to meet there again.
+    """
+    theirs: Any = sql_mixin
+    theirs.SQLITE_PRAGMAS = (*theirs.SQLITE_PRAGMAS, ("busy_timeout", str(_WRITERS_MS)))
 
 
 def _config(home: Home) -> SuperLinkLifespanConfig:

@@ -1,11 +1,15 @@
 """The server's door: the coordinator's token, and the nodes of its owners and of nobody else."""
 
 import datetime
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.common.constant import ACCESS_TOKEN_KEY
+from flwr.supercore import sql_mixin
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from blindmerge.secagg.secret import OsRandomness, Secret
@@ -19,6 +23,7 @@ from blindmerge_server.superlink import (
     _config,
     _forget_connections,
     _let_in,
+    _wait_for_writers,
     access_token,
 )
 
@@ -147,3 +152,12 @@ def test_the_server_is_closed_in_all_that_flower_leaves_open(tmp_path: Path) -> 
 def test_both_sides_build_the_same_bundle() -> None:
     assert bundle().hash_str == bundle_sha256()
     assert b"def " not in bundle().content
+
+
+def test_large_uploads_at_once_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    flower: Any = sql_mixin
+    monkeypatch.setattr(flower, "SQLITE_PRAGMAS", flower.SQLITE_PRAGMAS)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        _wait_for_writers()
+        sql_mixin._set_sqlite_pragmas(connection, None)
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (60_000,)

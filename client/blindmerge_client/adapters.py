@@ -13,7 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from blindmerge import canonical
 from blindmerge.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, read_json
@@ -98,9 +100,17 @@ def with_lora(model: PreTrainedModel, manifest: Manifest, options: LoraOptions) 
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=_targets(manifest, options.targets),
+        fan_in_fan_out=any(
+            layer.layout == "inputs-first"
+            for block in manifest.blocks
+            for group in block.groups
+            for layer in group.layers
+        ),
+        target_modules=_targets(model, manifest, options.targets),
         modules_to_save=[
-            layer.name for group in manifest.blocks[-1].groups for layer in group.layers
+            layer.name
+            for group in (manifest.head.groups if manifest.head else ())
+            for layer in group.layers
         ],
     )
     with _calm():
@@ -115,9 +125,16 @@ def without_lora(adapted: Any) -> PreTrainedModel:
     return whole
 
 
-def _targets(manifest: Manifest, wanted: Sequence[str]) -> list[str]:
+def _targets(model: PreTrainedModel, manifest: Manifest, wanted: Sequence[str]) -> list[str]:
     groups = [group for block in manifest.blocks if block.module for group in block.groups]
-    layers = [layer.name for group in groups for layer in group.layers if layer.stored is None]
+    modules = dict(model.named_modules())
+    # Experts and their routers are no modules that peft knows.
+    layers = [
+        layer.name
+        for group in groups
+        for layer in group.layers
+        if isinstance(modules.get(layer.name), (nn.Linear, Conv1D))
+    ]
     if not wanted:
         return layers
     for name in wanted:

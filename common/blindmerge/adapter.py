@@ -99,7 +99,7 @@ def write_adapter(base: Checkpoint, merged: Checkpoint, rank: int, out: Path) ->
 def _decomposed(base: Checkpoint, merged: Checkpoint, rank: int) -> _Parts:
     parts = _Parts({}, {}, [], [])
     factored = dict(_factored(base))
-    head = set(base.manifest.blocks[-1].shapes)
+    head = set(base.manifest.head.shapes) if base.manifest.head else set()
     for name in sorted(base.manifest.shapes):
         theirs, ours = (checkpoint.read([name])[name] for checkpoint in (base, merged))
         delta = ours - theirs
@@ -120,12 +120,16 @@ def _decomposed(base: Checkpoint, merged: Checkpoint, rank: int) -> _Parts:
 
 
 def _factored(base: Checkpoint) -> Iterator[tuple[str, Linear]]:
-    """The layers that can have factors, by the name of their weight."""
-    for block in base.manifest.blocks[:-1]:
-        for group in block.groups:
-            for layer in group.layers:
-                if layer.stored is None:
-                    yield layer.tensors[0], layer
+    """The layers that can have factors, by the name of their weight.
+
+    Experts and their routers are no modules of their own, which peft would need.
+    """
+    for block in base.manifest.blocks:
+        alone = [group for group in block.groups if group.expert is None and block.module]
+        mixture = any(group.expert is not None for group in block.groups)
+        for layer in (layer for group in alone for layer in group.layers):
+            if layer.stored is None and not (mixture and layer.name.endswith(".gate")):
+                yield layer.tensors[0], layer
 
 
 def _factor(layer: Linear, delta: Array, rank: int, parts: _Parts) -> None:

@@ -231,6 +231,12 @@ class Manifest(BaseModel):
         return tuple(dict.fromkeys(block.module for block in self.blocks if block.module))
 
     @property
+    def head(self) -> Block | None:
+        """What comes after the transformer layers; None if that is the embeddings once more."""
+        last = self.blocks[-1]
+        return None if last.module or len(self.blocks) == 1 else last
+
+    @property
     def repeated(self) -> frozenset[str]:
         """Those of the transformer layers that run several times in a pass."""
         return frozenset(

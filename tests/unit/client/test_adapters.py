@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid, ResourceMissing
 from blindmerge.statistic import Array
+from blindmerge.tasks import Task
 from blindmerge_client import adapters as module
 from blindmerge_client.adapters import full_weights
 from blindmerge_client.finetune import finetune, finetune_key
@@ -19,7 +20,13 @@ from blindmerge_client.models import load_model
 from blindmerge_client.options import LoraOptions, TrainingOptions
 from support.jobs import LABELS, Job, edit_config, make_job, weights_of
 from support.merging import merge
-from support.pico import Architecture, pico_encoder, pico_examples
+from support.pico import (
+    Architecture,
+    examples_for,
+    labels_for,
+    pico_encoder,
+    pico_examples,
+)
 
 QUERY = "bert.encoder.layer.{}.attention.self.query"
 NAMES = {
@@ -222,3 +229,32 @@ def test_a_target_that_is_no_layer_is_named(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="'q_proj'") as raised:
         finetune(base, pico_examples(4), options, tmp_path / "own")
     assert "query" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [("gpt2", "causal-lm"), ("llama", "causal-lm"), ("mixtral", "single-label"), ("t5", "seq2seq")],
+)
+def test_decoders_and_mixtures_are_trained_with_lora(
+    architecture: Architecture, task: Task, tmp_path: Path
+) -> None:
+    base = pico_encoder(tmp_path / "base", architecture, labels=labels_for(task), task=task)
+    options = TrainingOptions(
+        epochs=1, learning_rate=1e-2, batch_size=4, max_length=16, lora=LoraOptions(rank=2)
+    )
+    finetune(base, examples_for(task, 8), options, tmp_path / "own")
+    before, after = Checkpoint(base), Checkpoint(tmp_path / "own")
+    assert before.shapes == after.shapes
+    names = sorted(before.shapes)
+    old, new = before.read(names), after.read(names)
+    moved = {name for name in names if (old[name] != new[name]).any()}
+    head = before.manifest.head
+    lora = {
+        name
+        for block in before.manifest.blocks
+        for group in block.groups
+        for layer in group.layers
+        for name in layer.tensors[:1]
+        if block.module and group.expert is None and not name.endswith("moe.gate.weight")
+    }
+    assert moved == lora | set(head.shapes if head else ())

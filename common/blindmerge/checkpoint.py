@@ -22,6 +22,7 @@ from blindmerge.manifest import ARCHITECTURES, Block, Manifest, describe, task_o
 from blindmerge.statistic import Array
 from blindmerge.tasks import LANGUAGE, Task
 from blindmerge.tensorfile import DTYPES, Stored, is_weight, read_header, read_tensor
+from blindmerge.tied import without_copies
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -101,6 +102,7 @@ class Checkpoint:
         self._stored: dict[str, Stored] = {}
         for file, names in _weight_files(path).items():
             self._read_file(file, names)
+        self._stored = without_copies(self._stored, self.config)
 
     def _read_file(self, file: Path, expected: frozenset[str] | None) -> None:
         """expected: the names that the index promises in this file; None without an index."""

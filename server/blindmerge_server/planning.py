@@ -30,6 +30,11 @@ def make_plan(job: JobSettings, roster: Roster, norms: Path) -> Plan:
             hint="all owners fine-tune one classifier; give that checkpoint, with its new head",
         )
     kept = job.heads == "kept"
+    if kept and not base.manifest.with_head_kept.kept:
+        raise ConfigInvalid(
+            f"the base model '{job.base}' has no head that owners could keep",
+            hint='take heads = "shared"',
+        )
     try:
         plan = Plan(
             job=job.name,

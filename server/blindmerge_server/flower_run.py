@@ -167,10 +167,22 @@ def _task_token(runtime: RuntimeHttpClient, run: int, pause: Callable[[float], N
         pause(_LOOK_FOR_TASK_S)
 
 
+def _tried_again(beat: Callable[[], bool]) -> Callable[[], bool]:
+    """A heartbeat that a busy server failed to answer is sent again; it would be Flower's last."""
+
+    def patient() -> bool:
+        try:
+            return beat()
+        except httpx.HTTPStatusError:
+            return False
+
+    return patient
+
+
 @contextmanager
 def _grid(address: str, authority: bytes, token: str) -> Iterator[HttpGrid]:
     grid = HttpGrid(address, root_certificates=authority, token=token)
-    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
+    heartbeat = HeartbeatSender(_tried_again(make_task_heartbeat_fn_http(grid._runtime_client)))
     heartbeat.start()
     status = SubStatus.FAILED
     try:

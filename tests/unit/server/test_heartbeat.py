@@ -11,7 +11,7 @@ def _failed(code: int) -> httpx.HTTPStatusError:
 
 
 def test_a_heartbeat_that_fails_is_one_to_be_sent_again() -> None:
-    answers = [_failed(500), False, True]
+    answers: list[bool | Exception] = [_failed(500), False, True]
 
     def beat() -> bool:
         answer = answers.pop(0)

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
-from blindmerge.errors import DataInvalid, ResourceMissing
+from blindmerge.errors import ConfigInvalid, DataInvalid, ResourceMissing
 from blindmerge.files import replacing
 from blindmerge.privacy.accountant import Cost, Training
 from blindmerge.secagg.secret import OsRandomness, Randomness
@@ -78,6 +78,11 @@ def finetune_with_noise(
     Raises as `finetune` does, and ResourceMissing without Opacus.
     """
     checkpoint = Checkpoint(base)
+    if checkpoint.task not in _LOSSES:
+        raise ConfigInvalid(
+            f"there is no training with noise for the task '{checkpoint.task}'",
+            hint=f"it is there for {', '.join(_LOSSES)}",
+        )
     check_max_length(base, options.max_length)
     if not examples.fit(checkpoint.task, len(checkpoint.labels)):
         raise DataInvalid(f"the examples do not fit the labels of '{base}'")

@@ -12,10 +12,12 @@ import torch
 
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid
+from blindmerge.privacy.accountant import Training
 from blindmerge.tasks import METRICS, Task
 from blindmerge_client import finetune as finetune_module
 from blindmerge_client.batches import IGNORED, batches, following, tokenize
 from blindmerge_client.data import Examples, read_examples
+from blindmerge_client.dp_sgd import TrainingNoise, finetune_with_noise
 from blindmerge_client.finetune import finetune, prepare_base
 from blindmerge_client.models import check_max_length, load_model, load_tokenizer
 from blindmerge_client.options import TrainingOptions
@@ -261,3 +263,18 @@ def test_a_model_is_not_given_more_tokens_than_it_takes(
 
 def test_relative_positions_have_no_end(tmp_path: Path) -> None:
     check_max_length(pico_encoder(tmp_path, "t5", task="seq2seq"), 10_000)
+
+
+@each_task
+def test_training_with_noise_is_not_there_for_language_models(
+    architecture: Architecture, task: Task, tmp_path: Path
+) -> None:
+    base = pico_encoder(tmp_path / "base", architecture, task=task)
+    noise = TrainingNoise(Training(multiplier=1.0, rate=0.5, steps=1), clip=1.0, divisor=1.0)
+    charged: list[str] = []
+    examples, options = examples_for(task, 2), TrainingOptions(max_length=16)
+    out = tmp_path / "own"
+    with pytest.raises(ConfigInvalid, match=f"no training with noise for the task '{task}'"):
+        finetune_with_noise(base, examples, ((0,), (1,)), options, noise, out, charged.append)
+    assert not out.exists()
+    assert charged == []

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test test-network check wheel bench-quality bench-privacy bench-engine bench-masks bench-secagg lock clean
+.PHONY: demo test test-network check wheel bench-quality bench-privacy bench-engine bench-masks bench-network bench-secagg lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
@@ -44,6 +44,10 @@ bench-privacy: $(INSTALLED)
 
 bench-masks: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/masks.py
+
+# MiniLM between network namespaces, and in a simulation: needs root and iproute2.
+bench-network: $(INSTALLED)
+	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/network.py
 
 # One thread, so that ratios mean something; numpy's sums and OpenSSL need no more.
 bench-secagg: $(INSTALLED)

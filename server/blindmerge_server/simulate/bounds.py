@@ -43,7 +43,7 @@ __all__ = ["Layouts", "cached_layouts", "public_layouts"]
 Layouts = tuple[tuple[Layout, ...], ...]
 """For each sum of a plan, the layout of each of its parts."""
 
-_RULE = 2  # rises when the same plan gets other bounds
+_RULE = 3  # rises when the same plan gets other bounds
 _TEXTS = 16
 _MOST_TOKENS = 128  # of a made-up text
 _MOVE = 1 / 8  # of a tensor's root mean square: more than fine-tuning moves it
@@ -143,7 +143,7 @@ def _margin(plan: Plan, bits: Bits) -> tuple[int, int]:
     if isinstance(plan.method, Fisher) and plan.method.weighting == "equal":
         growth = 0  # all of it is divided; and bits that are left over are precision
     if Evidence.FISHER in plan.method.needs:
-        return growth + 16, 0
+        return growth + 15, 0
     return growth + (16 if bits == 64 else 8), 8
 
 

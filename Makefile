@@ -35,7 +35,7 @@ wheel: $(INSTALLED)
 	cd build && wheel/bin/blindmerge simulate --help > /dev/null
 
 bench-quality: $(INSTALLED)
-	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/quality.py $(SUITES)
+	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/quality.py $(SUITES)
 
 bench-privacy: $(INSTALLED)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/privacy_quality.py $(firstword $(SUITES))

@@ -26,7 +26,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from bench.quality import SETTINGS, Suite, apply, over, read_suite
+from bench.quality import Suite, apply, over, read_suite
+from bench.quality_settings import SETTINGS
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.merge import Average, BlockEvidence, GramEvidence, RegMean
 from blindmerge.plan import Plan

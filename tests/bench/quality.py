@@ -1,6 +1,7 @@
 """Quality of the merge methods over a suite of domains; one domain plays one organisation.
 
-    python tests/bench/quality.py SUITE... [--cache DIR] [--out DIR] [--seeds-at-once N]
+    PYTHONPATH=tests python tests/bench/quality.py SUITE...
+        [--cache DIR] [--out DIR] [--seeds-at-once N]
 
 SUITE holds DOMAIN/{train,validation,test}.jsonl.gz; domains with test data alone are out of
 domain. Every organisation fine-tunes the same base on its own domain, three times with
@@ -24,18 +25,19 @@ from multiprocessing import get_context
 from operator import add
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Literal
 
 import torch
 
+from bench.quality_settings import SETTINGS, Settings
 from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
-from blindmerge.merge import AnyMethod, Average, Fisher, Progressive, RegMean, RegMeanPlusPlus
+from blindmerge.merge import AnyMethod
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array
 from blindmerge.tasks import METRICS, Task
 from blindmerge_client.data import Examples, read_examples
-from blindmerge_client.finetune import TrainingOptions, cached_finetune, prepare_base
+from blindmerge_client.finetune import cached_finetune, prepare_base
+from blindmerge_client.options import TrainingOptions
 from blindmerge_client.predict import predict_all
 from blindmerge_client.scores import score
 from blindmerge_client.session import Session
@@ -43,67 +45,6 @@ from blindmerge_client.tasks import TASKS
 from blindmerge_server.simulate.embedded import embedded_folder
 
 SEEDS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the suites of a task are run.
-
-    training: `rows` of it are an organisation's training texts.
-    statistics: of them, so many enter the statistics.   test: at most so many texts of each
-    set of test data, the first ones.   choose_by: which score chooses.
-    variants: what validation data may choose from, by row of the table.
-    """
-
-    training: TrainingOptions
-    statistics: int
-    test: int
-    choose_by: Literal["accuracy", "f1"]
-    variants: Mapping[str, Sequence[AnyMethod]]
-
-
-# Their options come from trials on validation data, which the README of this folder lists.
-FORWARD: Mapping[str, Sequence[AnyMethod]] = {
-    "RegMean++": [RegMeanPlusPlus(rows_factor=0.0)],
-    "progressive": [Progressive(rows_factor=0.0)],
-    "progressive, Fisher's share": [
-        Progressive(rows_factor=0.0, fisher_share=share, fisher_examples=128)
-        for share in (0.25, 0.5)
-    ],
-}
-ONE_SHOT: Mapping[str, Sequence[AnyMethod]] = {
-    "average": [Average()],
-    "Fisher": [Fisher(examples=128), Fisher(examples=128, floor=1e-9)],
-    "RegMean": [
-        *(RegMean(rows_factor=0.0, ridge=ridge) for ridge in (0.1, 0.01, 1.0)),
-        RegMean(rows_factor=0.0, weighting="tokens"),
-        RegMean(rows_factor=0.0, ridge=1e-6, off_diagonal=0.9),
-    ],
-    "RegMean, Fisher's share": [
-        RegMean(rows_factor=0.0, fisher_share=share, fisher_examples=128) for share in (0.25, 0.5)
-    ],
-}
-
-SETTINGS: Mapping[Task, Settings] = {
-    "single-label": Settings(
-        training=TrainingOptions(
-            epochs=3, learning_rate=2e-4, batch_size=32, max_length=64, rows=2000
-        ),
-        statistics=2000,
-        test=2000,
-        choose_by="accuracy",
-        variants={**ONE_SHOT, **FORWARD},
-    ),
-    "token-classification": Settings(
-        training=TrainingOptions(
-            epochs=3, learning_rate=4e-4, batch_size=32, max_length=128, rows=1000
-        ),
-        statistics=1000,
-        test=300,
-        choose_by="f1",
-        variants={**ONE_SHOT, **FORWARD},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -220,7 +161,7 @@ def _evidence_of(method: AnyMethod) -> str:
     changes nothing of what is measured.
     """
     if not method.progressive:
-        return method.name
+        return f"{method.name} {method.halves}"
     return method.model_dump_json(exclude={"fisher_share", "fisher_examples"})
 
 

@@ -9,7 +9,8 @@ __all__ = ["Results", "Row", "table"]
 class Row:
     """Ours against another: medians of the ratios of time, and the ratio of peak memory.
 
-    seconds: by the clock.   cpu_seconds: of all threads.   memory: beyond model and inputs.
+    seconds: by the clock.   cpu_seconds: of all threads.
+    memory: beyond model and inputs, if it was measured.
     """
 
     what: str
@@ -17,7 +18,7 @@ class Row:
     other: str
     seconds: float
     cpu_seconds: float
-    memory: float
+    memory: float | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Results:
     tokens: int
     rounds: int
     rows: list[Row]
-    server_memory: float
+    server_memory: float | None
     residuals: dict[str, tuple[float, float]]
     upload: dict[str, float]
     runs: dict[str, list[dict[str, float]]]
@@ -58,12 +59,12 @@ def table(results: Results) -> str:
     ]
     lines += [
         f"| {row.what} | {row.ours} | {row.other} | {row.seconds:.2f} x | {row.cpu_seconds:.2f} x "
-        f"| {row.memory:.2f} x |"
+        f"| {_times(row.memory)} |"
         for row in results.rows
     ]
     lines += [
         "",
-        f"Peak memory of the server with 50 owners is {results.server_memory:.2f} x that with 5.",
+        f"Peak memory of the server with 50 owners is {_times(results.server_memory)} that with 5.",
         "",
         "| condition number | residual of ours | of a float32 inverse |",
         "|---|---|---|",
@@ -74,3 +75,7 @@ def table(results: Results) -> str:
         *(f"| {name} | {ratio:.2f} |" for name, ratio in results.upload.items()),
     ]
     return "\n".join(lines)
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f} x"

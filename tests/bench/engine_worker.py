@@ -49,6 +49,8 @@ class Work:
         """Both of them."""
         kind = AutoModelForSequenceClassification
         model = kind.from_pretrained(self.model, num_hidden_layers=self.layers)
+        for parameter in model.parameters():  # mapped files come into memory when they are used
+            parameter.data = parameter.data.clone()
         return model.eval(), torch.load(self.batches, weights_only=True)
 
 

@@ -5,10 +5,10 @@ from blindmerge.privacy.accountant import Cost
 from blindmerge_client.ledger import Book, subject_of
 from blindmerge_client.rule import Question, Rule
 
-__all__ = ["NOISE_RULES", "Delta", "LeastNoise", "MaxEpsilon"]
+__all__ = ["NOISE_RULES"]
 
 
-class LeastNoise(Rule):
+class _LeastNoise(Rule):
     """How much noise statistics have per clip."""
 
     key = "least_noise"
@@ -31,7 +31,7 @@ class LeastNoise(Rule):
         return plan.noise.grams.multiplier
 
 
-class Delta(Rule):
+class _Delta(Rule):
     """At which delta a plan promises its epsilon."""
 
     key = "delta"
@@ -49,7 +49,7 @@ class Delta(Rule):
         return noise == "off" or noise.delta <= self.policy.delta
 
 
-class MaxEpsilon(Rule):
+class _MaxEpsilon(Rule):
     """What all jobs on the same examples cost together, as their ledger has it.
 
     A ledger is opened by a person: one that went missing must not be replaced by itself.
@@ -89,5 +89,5 @@ class MaxEpsilon(Rule):
         return book.spent_but_for(subject_of(question.plan))
 
 
-NOISE_RULES: tuple[type[Rule], ...] = (Delta, LeastNoise, MaxEpsilon)
+NOISE_RULES: tuple[type[Rule], ...] = (_Delta, _LeastNoise, _MaxEpsilon)
 """In the order in which they are asked."""

@@ -1,6 +1,7 @@
 """`blindmerge client train`: a model of one's own with noise, charged to the ledger."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,9 @@ from blindmerge.errors import ConfigInvalid
 from blindmerge_client.arguments import Folder
 
 if TYPE_CHECKING:
-    from blindmerge_client.config import Client
+    from blindmerge_client.config import Client, Home
     from blindmerge_client.data import Examples
+    from blindmerge_client.dp_sgd import TrainingNoise
 
 __all__ = ["open_ledger", "train"]
 
@@ -37,52 +39,64 @@ def train(
 
     The training is charged to the ledger of these examples before the model is in OUT.
     """
-    from blindmerge.privacy.accountant import Cost, check_delta, training_for
     from blindmerge_client.collect.private import units_of
     from blindmerge_client.config import Home
-    from blindmerge_client.dp_sgd import TrainingNoise, finetune_with_noise
-    from blindmerge_client.ledger import Budget
+    from blindmerge_client.dp_sgd import finetune_with_noise
     from blindmerge_client.options import LoraOptions, TrainingOptions
 
     home = Home(folder)
-    client, policy = home.client(), home.policy()
+    client = home.client()
     data = _examples(client)
     if out.exists() or len(data) > examples:
         raise ConfigInvalid(
             f"'{out}' exists" if out.exists() else f"there are {len(data)} examples",
             hint="give a new folder, and with --examples a public number that is large enough",
         )
-    check_delta(policy.delta, examples)
-    rate = min(1.0, batch_size / examples)
-    steps = max(1, round(epochs / rate))
-    training = training_for(epsilon, policy.delta, rate, steps)
-    ledger, budget = home.ledger(data.account), Budget(policy.max_epsilon, policy.delta)
-    cost = Cost(trainings=(training,))
-    budget.check(ledger.read(data.account).spent, cost)
-
-    def charge(model: str) -> None:
-        now, subject = int(time.time()), f"training:{model}"
-        ledger.train(data.account, subject, cost=cost, budget=budget, now=now, model=model)
-
     persons = _persons(client, data) if person_examples else None
+    noise, charge = _charged(home, data.account, epsilon, examples, batch_size, epochs, clip)
     options = TrainingOptions(
         learning_rate=learning_rate,
         max_length=max_length,
         lora=LoraOptions(rank=lora, alpha=2.0 * lora) if lora else None,
     )
-    finetune_with_noise(
-        client.base,
-        data,
-        units_of(len(data), persons, max(1, person_examples)),
-        options,
+    units = units_of(len(data), persons, max(1, person_examples))
+    finetune_with_noise(client.base, data, units, options, noise, out, charge, _progress)
+    print(f"\n{out}: trained with noise, epsilon {epsilon:g}; name it as `model` in client.toml")
+
+
+def _charged(
+    home: "Home",
+    dataset: str,
+    epsilon: float,
+    examples: int,
+    batch_size: int,
+    epochs: int,
+    clip: float,
+) -> "tuple[TrainingNoise, Callable[[str], None]]":
+    """The noise of a training, and what charges it; refused before any work if it is too dear."""
+    from blindmerge.privacy.accountant import check_delta, training_for
+    from blindmerge_client.dp_sgd import TrainingNoise
+    from blindmerge_client.ledger import Budget
+
+    policy, ledger = home.policy(), home.ledger(dataset)
+    check_delta(policy.delta, examples)
+    rate = min(1.0, batch_size / examples)
+    training = training_for(epsilon, policy.delta, rate, max(1, round(epochs / rate)))
+    noise, budget = (
         TrainingNoise(training, clip, rate * examples),
-        out,
-        charge,
-        lambda done, total: print(f"\rstep {done} of {total}", end="", flush=True),
+        Budget(policy.max_epsilon, policy.delta),
     )
-    print(
-        f"\n{out}: trained with ({epsilon:g}, {policy.delta:g}); name it as `model` in client.toml"
-    )
+    budget.check(ledger.read(dataset).spent, noise.cost)
+
+    def charge(model: str) -> None:
+        now, subject = int(time.time()), f"training:{model}"
+        ledger.train(dataset, subject, cost=noise.cost, budget=budget, now=now, model=model)
+
+    return noise, charge
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\rstep {done} of {total}", end="", flush=True)
 
 
 def open_ledger(folder: Folder) -> None:

@@ -219,7 +219,7 @@ MISTAKES = [
     (
         "[job]",
         "colour = 3\n[job]",
-        "colour: is not a key of this table; known: job, training, owner",
+        "colour: is not a key of this table; known: job, training, noise, owner",
     ),
     ("[job]", "training = 3\n[job]", "training: 3 is not a table"),
     (

@@ -101,6 +101,29 @@ def roster(folder: Folder) -> None:
     print(f"  {home.roster_file}\n  {members.sha256.hex()}")
 
 
+@server.command("renew", short_help="Renew the certificate; owners need do nothing.")
+def renew(
+    folder: Folder,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="In place of the names and addresses in the old one; repeat for more."),
+    ] = None,
+) -> None:
+    """Renew the server's certificate, by the authority that owners trust: they need do nothing.
+
+    A server that runs takes it within seconds.
+    """
+    from blindmerge_server.certificates import ends
+    from blindmerge_server.config import Home
+
+    home = Home(folder)
+    home.settings()
+    home.renew(host or (), datetime.datetime.now(datetime.UTC))
+    print(f"{home.certificate_file}")
+    print(f"ends on {ends(home.certificate_file.read_bytes()):%Y-%m-%d}")
+    print("A server that runs takes it within seconds; owners need do nothing.")
+
+
 @server.command("plan")
 def plan(folder: Folder, job: JobFile) -> None:
     """Write the signed plan of a job, which owners can read and check beforehand."""
@@ -172,7 +195,10 @@ def status(folder: Folder) -> None:
 
     home = Home(folder)
     settings, lines = home.settings(), owner_lines(home)
-    print(f"the server answers at {settings.connect}:{settings.port}\n")
+    print(f"the server answers at {settings.connect}:{settings.port}")
+    if wrong := home.trouble(datetime.datetime.now(datetime.UTC)):
+        print(f"WARNING: {wrong}")
+    print()
     table = _table("owner", "times in UTC")
     for line in lines:
         table.add_row(line.name, line.state)

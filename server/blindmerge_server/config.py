@@ -3,6 +3,7 @@
 identity     seed of the Ed25519 key that signs plans           0600
 control      secret without which nobody can start a run        0600
 tls/         ca.crt (for owners), server.crt, server.key        0600
+             ca.key, which only `server renew` needs            0600
 server.toml  where the server listens
 owners/      one public-keys.json per owner
 roster       canonical bytes of the owners' identities; owners pin its hash
@@ -10,7 +11,9 @@ plans/       signed plans, for owners to read beforehand
 jobs/        one folder per job
 """
 
+import datetime
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -29,12 +32,13 @@ from pydantic import (
 
 from blindmerge.encoding import Bits
 from blindmerge.errors import ConfigInvalid, PeerInvalid
-from blindmerge.files import replacing
+from blindmerge.files import replacing, save_private
 from blindmerge.identity import Identity, Member, Roster
 from blindmerge.merge import AnyMethod
 from blindmerge.mistakes import shown
 from blindmerge.secagg.secret import Secret
 from blindmerge.settings import check_model, check_private, read_settings, refusal
+from blindmerge_server.certificates import Credentials, renewed, trouble
 from blindmerge_server.noise_settings import NoiseSettings
 
 __all__ = ["Home", "JobSettings", "OwnerKeys", "ServerSettings"]
@@ -168,6 +172,7 @@ class Home:
         self.identity_file = self.folder / "identity"
         self.control_file = self.folder / "control"
         self.authority_file = self.folder / "tls" / "ca.crt"
+        self.authority_key_file = self.folder / "tls" / "ca.key"
         self.certificate_file = self.folder / "tls" / "server.crt"
         self.key_file = self.folder / "tls" / "server.key"
         self.roster_file = self.folder / "roster"
@@ -195,6 +200,26 @@ class Home:
     def control(self) -> Secret:
         """What proves to the server that a command is the coordinator's.   Raises likewise."""
         return self._secret(self.control_file)
+
+    def renew(self, hosts: Sequence[str], now: datetime.datetime) -> None:
+        """Puts a new certificate of the server in the old one's place (see `renewed`).
+
+        Raises ConfigInvalid if a file is missing or damaged, or the authority ends.
+        """
+        files = (
+            self.authority_file,
+            self.authority_key_file,
+            self.certificate_file,
+            self.key_file,
+        )
+        check_private(self.authority_key_file)
+        old = Credentials(*(self._read(file) for file in files))
+        save_private(self.certificate_file, renewed(old, hosts, now))
+
+    def trouble(self, now: datetime.datetime) -> str:
+        """What is wrong with the certificate, or soon will be, and what to do; empty if nothing."""
+        wrong = trouble(self._read(self.certificate_file), now)
+        return wrong and f"{wrong}\n  renew it: blindmerge server renew {self.folder}"
 
     def owners(self) -> tuple[OwnerKeys, ...]:
         """All owners, sorted by name.   Raises ConfigInvalid if a file is damaged."""
@@ -253,16 +278,19 @@ class Home:
                 temporary.write_bytes(self.roster().encode())
         return len(left)
 
-    def _secret(self, path: Path) -> Secret:
-        check_private(path)
+    def _read(self, path: Path) -> bytes:
         try:
             with path.open("rb") as file:
-                seed = file.read(_SEED_BYTES + 1)
+                return file.read(_KEYS_BYTES)
         except OSError as error:
             raise ConfigInvalid(
                 f"{path}: cannot be read: {error.strerror}",
-                hint="run `blindmerge server init` first, as the same user",
+                hint="restore it, or run as the user who ran `blindmerge server init`",
             ) from error
+
+    def _secret(self, path: Path) -> Secret:
+        check_private(path)
+        seed = self._read(path)
         if len(seed) != _SEED_BYTES:
             raise ConfigInvalid(
                 f"{path}: is not {_SEED_BYTES} bytes", hint="restore it from a backup"

@@ -145,6 +145,11 @@ def _unreachable(home: Home, address: str, error: httpx.HTTPError) -> ServerGone
             f"the server at {address} refuses this command (HTTP {error.response.status_code})",
             hint=f"is it the server of '{home.folder}'? See {home.log_file}",
         )
+    if "certificate has expired" in str(error):
+        return ServerGone(
+            f"the certificate of the server at {address} has ended",
+            hint=f"renew it: blindmerge server renew {home.folder}",
+        )
     return ServerGone(
         f"no server answers at {address}: {error}",
         hint=f"start it in another terminal: blindmerge server run {home.folder}",

@@ -47,6 +47,10 @@ base = "models/base"
 # for every group of layers, is {{ name = "progressive", fisher_share = 0.25 }}.
 method = {{ name = "regmean" }}
 
+# With this line owners may have different labels: what is below the heads is merged, and each
+# owner keeps its own head. The base then has a head of any labels.
+# heads = "kept"
+
 # At most so many of an owner's training examples enter its statistics.
 examples = 1000
 
@@ -102,6 +106,7 @@ def make_home(
         _write(home.identity_file, identity.seed.reveal())
         _write(home.control_file, rng.bytes(_CONTROL_BYTES))
         _write(home.authority_file, credentials.authority)
+        _write(home.authority_key_file, credentials.authority_key)
         _write(home.certificate_file, credentials.certificate)
         _write(home.key_file, credentials.key)
         _write(home.job_template, _JOB.format().encode())

@@ -9,8 +9,10 @@ and nodes enter with a registered key. All of it goes over TLS, on one port.
 import hashlib
 import hmac
 import logging
+import ssl
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import uvicorn
@@ -111,8 +113,13 @@ def serve(home: Home, say: Callable[[str], None]) -> None:
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
     )
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(state, home, say, stop), daemon=True)
+    stop, certificate = threading.Event(), _Certificate(home, say)
+    certificate.look(None)
+
+    def look() -> None:
+        certificate.look(server.config.ssl if server.started else None)
+
+    watcher = threading.Thread(target=_watch, args=(state, home, say, look, stop), daemon=True)
     watcher.start()
     say(f"listening on {config.host}:{config.port}; log in {home.log_file}")
     try:
@@ -197,8 +204,36 @@ def _forget_connections(state: Any) -> None:
             state.deactivate_node(node.node_id)
 
 
-def _watch(state: Any, home: Home, say: Callable[[str], None], stop: threading.Event) -> None:
-    """Lets in owners that are added while the server runs."""
+class _Certificate:
+    """The server's certificate: a renewed one is put in use, and its end is told once a day."""
+
+    def __init__(self, home: Home, say: Callable[[str], None]) -> None:
+        self._home, self._say = home, say
+        self._used = home.certificate_file.read_bytes()
+        self._said = ""
+
+    def look(self, context: ssl.SSLContext | None) -> None:
+        """context: of the connections that begin from now on; None before there are any."""
+        home = self._home
+        found = home.certificate_file.read_bytes()
+        if context is not None and found != self._used:
+            context.load_cert_chain(home.certificate_file, home.key_file)
+            self._used = found
+            self._say("the renewed certificate is in use")
+        wrong = home.trouble(datetime.now(UTC))
+        if wrong and wrong != self._said:
+            self._say(f"WARNING: {wrong}")
+        self._said = wrong
+
+
+def _watch(
+    state: Any,
+    home: Home,
+    say: Callable[[str], None],
+    look: Callable[[], None],
+    stop: threading.Event,
+) -> None:
+    """Lets in owners that are added while the server runs.   look: after its certificate."""
     seen: tuple[OwnerKeys, ...] = ()
     while not stop.wait(_LOOK_FOR_OWNERS_S):
         try:
@@ -206,5 +241,8 @@ def _watch(state: Any, home: Home, say: Callable[[str], None], stop: threading.E
             if owners != seen:
                 _let_in(state, owners, say)
                 seen = owners
+            look()
         except BlindmergeError as error:
             _log.error("%s %s", error.message, error.hint)
+        except OSError as error:  # also of OpenSSL: a certificate that is being replaced
+            _log.error("the server's certificate: %s", error)

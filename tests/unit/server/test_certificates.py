@@ -6,6 +6,7 @@ The judge is `cryptography`'s own verifier of chains, and OpenSSL in a handshake
 import datetime
 import ipaddress
 import ssl
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from blindmerge.errors import ConfigInvalid
-from blindmerge_server.certificates import Credentials, make_credentials
+from blindmerge_server.certificates import (
+    Credentials,
+    ends,
+    make_credentials,
+    renewed,
+    trouble,
+)
 
 NOW = datetime.datetime(2027, 1, 31, 12, tzinfo=datetime.UTC)
+DAY = datetime.timedelta(days=1)
 HOSTS = ("fl.example.org", "10.0.0.7", "::1")
 
 
@@ -52,12 +60,53 @@ def test_another_authority_of_the_same_name_is_not_trusted(made: Credentials) ->
         verify(other.authority, made.certificate, HOSTS[0], NOW)
 
 
-def test_clocks_may_differ_by_some_minutes_and_ten_years_are_the_end(made: Credentials) -> None:
+def test_clocks_may_differ_by_some_minutes_and_two_years_are_the_end(made: Credentials) -> None:
     verify(made.authority, made.certificate, HOSTS[0], NOW - datetime.timedelta(minutes=59))
-    verify(made.authority, made.certificate, HOSTS[0], NOW + datetime.timedelta(days=3649))
-    for off in (datetime.timedelta(minutes=-61), datetime.timedelta(days=3651)):
+    verify(made.authority, made.certificate, HOSTS[0], NOW + 729 * DAY)
+    for off in (datetime.timedelta(minutes=-61), 731 * DAY):
         with pytest.raises(VerificationError):
             verify(made.authority, made.certificate, HOSTS[0], NOW + off)
+
+
+def test_a_renewed_certificate_is_trusted_by_who_trusted_the_old_one(made: Credentials) -> None:
+    later = NOW + 700 * DAY
+    new = renewed(made, (), later)
+    for host in HOSTS:
+        verify(made.authority, new, host, later + 729 * DAY)
+    old, found = (x509.load_pem_x509_certificate(pem) for pem in (made.certificate, new))
+    assert old.public_key() == found.public_key()
+    assert old.serial_number != found.serial_number
+    elsewhere = renewed(made, ["new.example.org"], later)
+    verify(made.authority, elsewhere, "new.example.org", later)
+    with pytest.raises(VerificationError):
+        verify(made.authority, elsewhere, HOSTS[0], later)
+
+
+def test_no_certificate_outlives_its_authority(made: Credentials) -> None:
+    end = ends(made.authority)
+    assert ends(renewed(made, (), end - 61 * DAY)) == end
+    with pytest.raises(ConfigInvalid, match="the authority itself ends on 2037-01-28") as caught:
+        renewed(made, (), end - 59 * DAY)
+    assert "new server folder" in caught.value.hint
+
+
+def test_the_key_of_another_authority_renews_nothing(made: Credentials) -> None:
+    other = make_credentials("uni", HOSTS, NOW)
+    for key, told in (
+        (other.authority_key, "is not the key of its certificate"),
+        (made.key, "is not the key of its certificate"),
+        (b"", "is damaged"),
+    ):
+        with pytest.raises(ConfigInvalid, match=told):
+            renewed(replace(made, authority_key=key), (), NOW)
+
+
+def test_the_end_of_a_certificate_is_told_sixty_days_before(made: Credentials) -> None:
+    end = ends(made.certificate)
+    assert trouble(made.certificate, end - 60 * DAY) == ""
+    soon = trouble(made.certificate, end - 59 * DAY)
+    assert soon == "the server's certificate ends on 2029-01-30, in 59 days"
+    assert "ended on 2029-01-30" in trouble(made.certificate, end + DAY)
 
 
 def test_the_server_cannot_sign_for_others_and_the_authority_is_for_one_step(

@@ -131,6 +131,25 @@ def test_a_private_file_in_its_place_is_refused_and_not_shown(tmp_path: Path) ->
     assert "PRIVATE" not in caught.value.message + caught.value.hint
 
 
+@pytest.mark.parametrize("file", ["ca.crt", "ca.key", "server.crt", "server.key"])
+def test_a_certificate_is_renewed_only_from_all_files(home: Home, file: str) -> None:
+    path = home.authority_file.with_name(file)
+    before, at = home.certificate_file.read_bytes(), NOW + datetime.timedelta(days=1)
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ConfigInvalid, match=f"{file}: cannot be read"):
+        home.renew((), at)
+    path.write_bytes(content)
+    if file == "ca.key":
+        path.chmod(0o604)
+        with pytest.raises(ConfigInvalid, match="others can read or change it"):
+            home.renew((), at)
+        path.chmod(0o600)
+    assert home.certificate_file.read_bytes() == before
+    home.renew((), at)
+    assert home.certificate_file.read_bytes() != before
+
+
 @pytest.mark.parametrize("file", ["identity", "control"])
 @pytest.mark.parametrize("size", [0, 31, 33])
 def test_a_damaged_key_is_refused(home: Home, file: str, size: int) -> None:

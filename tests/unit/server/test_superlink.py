@@ -2,7 +2,8 @@
 
 import datetime
 import sqlite3
-from contextlib import closing
+import ssl
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from blindmerge_server.flower_run import bundle
 from blindmerge_server.setup import make_home
 from blindmerge_server.superlink import (
     CoordinatorOnly,
+    _Certificate,
     _config,
     _forget_connections,
     _let_in,
@@ -161,3 +163,40 @@ def test_large_uploads_at_once_wait_for_each_other(monkeypatch: pytest.MonkeyPat
         _wait_for_writers()
         sql_mixin._set_sqlite_pragmas(connection, None)
         assert connection.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
+
+
+def test_a_renewed_certificate_is_put_in_use_and_its_end_is_told_once_a_day(
+    tmp_path: Path,
+) -> None:
+    long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=729, hours=12)
+    home = make_home(tmp_path / "s", "uni", ["localhost"], 9092, OsRandomness(), long_ago)
+    said: list[str] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home.certificate_file, home.key_file)
+    certificate = _Certificate(home, said.append)
+    for _ in range(3):
+        certificate.look(context)
+    assert len(said) == 1
+    assert "ends on" in said[0]
+    assert f"blindmerge server renew {home.folder}" in said[0]
+    before = served(context, home)
+    home.renew((), datetime.datetime.now(datetime.UTC))
+    assert home.certificate_file.stat().st_mode & 0o777 == 0o600
+    assert served(context, home) == before
+    certificate.look(context)
+    certificate.look(context)
+    assert said[1:] == ["the renewed certificate is in use"]
+    assert served(context, home) == ssl.PEM_cert_to_DER_cert(home.certificate_file.read_text())
+
+
+def served(context: ssl.SSLContext, home: Home) -> bytes | None:
+    """The certificate that a client is shown, who trusts the authority, in a handshake."""
+    trusting = ssl.create_default_context(cafile=str(home.authority_file))
+    here, there = (ssl.MemoryBIO() for _ in range(2))
+    client = trusting.wrap_bio(here, there, server_hostname="localhost")
+    server = context.wrap_bio(there, here, server_side=True)
+    for _ in range(3):
+        for each in (client, server):
+            with suppress(ssl.SSLWantReadError):
+                each.do_handshake()
+    return client.getpeercert(binary_form=True)

@@ -70,6 +70,8 @@ def _contents(plan: Plan) -> list[str]:
     for kind, count in numbers.most_common():
         head = f"  {count * each:>{width},} bytes  {counts[kind]:>5} x "
         lines += filled(f"{head}{_MEANING.get(kind, kind)}", len(head))
+    if plan.manifest.kept:
+        lines += filled(f"Your model's head stays with you: {', '.join(plan.manifest.kept)}.")
     return [*lines, "No text, label or prediction of yours is among them.", ""]
 
 

@@ -48,6 +48,10 @@ class JobReport(BaseModel):
     base_sha256: str = Field(description="content hash of the base checkpoint")
     task: Task = Field(description="what the models do")
     method: dict[str, object] = Field(description="the method's name with all its options")
+    heads_kept: tuple[str, ...] = Field(
+        description="tensors that each owner keeps as its own; in `merged` those of the base stand "
+        "in their place, untrained"
+    )
     masks: Masks = Field(description="how sums were hidden from the server")
     owners: tuple[OwnerReport, ...] = Field(description="everybody in the roster")
     sums: tuple[Sum, ...] = Field(description="the sums, in order")
@@ -80,6 +84,7 @@ def job_report(
         base_sha256=plan.base,
         task=plan.task,
         method=plan.method.model_dump(mode="json"),
+        heads_kept=tuple(sorted(plan.manifest.kept)),
         masks=Masks(
             owners=thresholds.owners,
             least_owners=thresholds.quorum,

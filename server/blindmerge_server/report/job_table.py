@@ -7,7 +7,7 @@ from rich.table import Table
 
 from blindmerge.tasks import METRICS
 from blindmerge_server.report.job_report import JobReport
-from blindmerge_server.report.wording import duration, size
+from blindmerge_server.report.wording import duration, name_of, size
 
 __all__ = ["render_job"]
 
@@ -17,12 +17,13 @@ _WIDTH = 80
 def render_job(report: JobReport, folder: Path, console: Console) -> None:
     """Prints who was in the sums, what was sent and where the results are.   folder: theirs."""
     width = min(console.width, _WIDTH)
-    console.print(f"\n[bold]{report.job}[/]: {report.method['name']}")
+    console.print(f"\n[bold]{report.job}[/]: {name_of(str(report.method['name']))}")
     console.print(f"[bold green]{report.protection}[/]", width=width)
     console.print(report.privacy, width=width, markup=False)
     console.print()
     table = Table(box=None, pad_edge=False)
-    metrics = METRICS[report.task][:2]
+    published = any(owner.published for owner in report.owners)
+    metrics = METRICS[report.task][:2] if published else ()
     numbers = ["sent", *(f"{metric.name}{', %' if metric.percent else ''}" for metric in metrics)]
     for column in ("owner", *numbers, ""):
         table.add_column(column, justify="right" if column in numbers else "left")
@@ -39,5 +40,11 @@ def render_job(report: JobReport, folder: Path, console: Console) -> None:
     )
     console.print(f", {fallbacks} of them averaged" if fallbacks else "")
     console.print(f"took {duration(report.seconds)}")
+    if report.heads_kept:
+        console.print(
+            "[bold yellow]NO TRAINED HEAD[/] in `merged`: it has the base's. Every owner has the "
+            "merged model under its own head.",
+            width=width,
+        )
     for what in ("merged", "report.json", "transcripts"):
         console.print(f"  {folder / what}", soft_wrap=True)

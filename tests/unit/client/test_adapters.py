@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 
 from blindmerge.checkpoint import Checkpoint, check_fine_tuned
@@ -16,9 +14,9 @@ from blindmerge.tasks import Task
 from blindmerge_client import adapters as module
 from blindmerge_client.adapters import full_weights
 from blindmerge_client.finetune import finetune, finetune_key
-from blindmerge_client.models import load_model
 from blindmerge_client.options import LoraOptions, TrainingOptions
 from support.jobs import LABELS, Job, edit_config, make_job, weights_of
+from support.lora import adapter
 from support.merging import merge
 from support.pico import (
     Architecture,
@@ -38,22 +36,6 @@ NAMES = {
 FAST = TrainingOptions(epochs=1, batch_size=8, max_length=16)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-
-def adapter(folder: Path, base: Path, seed: int = 0, **options: Any) -> Path:
-    """A random adapter, as peft writes it."""
-    options = {"r": 2, "lora_alpha": 6, "target_modules": ["query", "value"]} | options
-    config: Any = LoraConfig
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapted: Any = get_peft_model(load_model(base), config(**options))
-        for name, parameter in adapted.named_parameters():
-            if parameter.requires_grad and "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-            elif parameter.requires_grad and "lora_A" not in name:
-                parameter.data += 0.01 * torch.randn_like(parameter)
-    adapted.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -225,6 +225,8 @@ class Home:
         self.jobs = self.folder / "jobs"
         self.ledgers = self.folder / "ledgers"
         self.log_file = self.folder / "log" / "client.log"
+        # Beside the log: where the node is a user of its own, it writes nowhere else.
+        self.node_number_file = self.log_file.with_name("node-number")
         self.gateway_log_file = self.folder / "log" / "gateway.log"
 
     def client(self) -> Client:

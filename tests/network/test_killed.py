@@ -71,6 +71,7 @@ def test_an_owner_that_is_killed_and_started_again_stays_in_the_job(
     federation.kill("bert")
     federation.start("bert")
     _check_finished(federation, job)
+    assert "still holds its last connection" not in federation.printed("bert")
 
 
 @pytest.mark.parametrize("step", STEPS)

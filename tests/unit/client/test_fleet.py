@@ -1,22 +1,30 @@
 """The node's way to the server: a message of a run with another bundle is not even fetched."""
 
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
     PushMessagesResponse,
 )
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse, Run
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from blindmerge_client.fleet import Fleet, bundle_sha256
+from blindmerge_client.fleet import Fleet, bundle_sha256, connected
 from support.grids import request_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -90,3 +98,64 @@ def test_a_run_is_asked_about_once() -> None:
     for _ in range(3):
         fleet.receive()
     assert server.called.count("GetRun") == 1
+
+
+class Door:
+    """Lets nodes in and out; a node that is in does not get in again."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.inside = True  # it was killed
+        self.called: list[str] = []
+
+    def __enter__(self) -> "Door":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def DeactivateNode(self, request: DeactivateNodeRequest) -> None:  # noqa: N802
+        self.called.append("out")
+        if request.node_id != self.number or not self.inside:
+            raise http_error(401)
+        self.inside = False
+
+    def SendNodeHeartbeat(  # noqa: N802
+        self, _: SendNodeHeartbeatRequest
+    ) -> SendNodeHeartbeatResponse:
+        return SendNodeHeartbeatResponse(success=self.inside)
+
+    def ActivateNode(self, _: ActivateNodeRequest) -> ActivateNodeResponse:  # noqa: N802
+        self.called.append("in")
+        if self.inside:
+            raise http_error(412)
+        self.inside = True
+        return ActivateNodeResponse(node_id=self.number)
+
+
+def http_error(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://server/")
+    return httpx.HTTPStatusError(str(code), request=request, response=httpx.Response(code))
+
+
+@pytest.mark.parametrize("kept", ["7", "8", "", "seven", None])
+def test_a_node_that_was_killed_says_that_it_is_gone_if_it_knows_its_number(
+    kept: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    door, number = Door(7), tmp_path / "log" / "node-number"
+    monkeypatch.setattr(FleetHttpClient, "from_server_address", lambda *_, **__: door)
+    if kept is not None:
+        number.parent.mkdir()
+        number.write_text(kept)
+    (tmp_path / "ca").write_bytes(b"")
+    key = ec.generate_private_key(ec.SECP384R1())
+    entered = connected("server:1", tmp_path / "ca", key, number)
+    if kept != "7":
+        with pytest.raises(httpx.HTTPStatusError, match="412"), entered:
+            pass
+        door.inside = False  # a minute later
+        entered = connected("server:1", tmp_path / "ca", key, number)
+    with entered:
+        assert door.inside
+        assert number.read_text() == "7"
+    assert not door.inside
+    assert door.called[-2:] == ["in", "out"]

@@ -91,13 +91,15 @@ def gateway(
     from blindmerge_client.config import Home
     from blindmerge_client.gateway import serve_gateway, stop_at_eof
     from blindmerge_client.guard import Guard
+    from blindmerge_client.progress import Meters
 
     if until_eof:  # `client run` holds the other end
         stop_at_eof(sys.stdin.fileno())
     home = Home(folder)
     log_to_file(home.gateway_log_file)
     client = home.client()
-    serve_gateway(Guard(home, say), client.socket, client.socket_group)
+    guard = Guard(home, say, Meters("reading your texts").watch)
+    serve_gateway(guard, client.socket, client.socket_group)
 
 
 @policy.command("check")
@@ -190,11 +192,12 @@ def evaluate(folder: Folder, job: JobName = None) -> None:
     from blindmerge.tasks import METRICS
     from blindmerge_client.config import Home
     from blindmerge_client.jobs import Jobs
+    from blindmerge_client.progress import Meters
     from blindmerge_client.verdict import compare
 
     home = Home(folder)
     found = Jobs(home.jobs).find(job, "done", "accepted", "kept")
-    comparison = compare(home, found.plan)
+    comparison = compare(home, found.plan, Meters("reading your texts").watch)
     table = Table(box=None, pad_edge=False)
     metrics = METRICS[found.plan.task]
     for column in ("model", *(m.name + (", %" if m.percent else "") for m in metrics)):

@@ -6,9 +6,10 @@ installation would build, and answers messages of no other run.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey
@@ -31,6 +32,7 @@ from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
+    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -49,8 +51,12 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from blindmerge.bundle import BUNDLE_FILES
 from blindmerge.errors import ConfigInvalid
+from blindmerge_client.progress import Meter, unmetered
 
 __all__ = ["Fleet", "bundle_sha256", "connected", "read_node_key"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def bundle_sha256() -> str:
@@ -75,10 +81,14 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 
 class Fleet:
-    """A node that has entered. Raises httpx.HTTPError where the server does not answer."""
+    """A node that has entered. Raises httpx.HTTPError where the server does not answer.
 
-    def __init__(self, client: FleetHttpClient, node: Node) -> None:
+    meter: shows how far a message is that takes long.
+    """
+
+    def __init__(self, client: FleetHttpClient, node: Node, meter: Meter = unmetered) -> None:
         self._client = client
+        self._meter = meter
         self._node = node
         self._bundle = bundle_sha256()
         self._known: dict[int, bool] = {}
@@ -94,14 +104,16 @@ class Fleet:
             reason = "the bundle is not that of the installed blindmerge"
             self.send(Message(Error(ErrorCode.INVALID_FAB, reason), reply_to=head))
             return None
-        message: Message = pull_and_inflate_object_from_tree(
-            tree,
-            make_pull_object_fn_protobuf(self._client.PullObject, self._node, run),
-            make_confirm_message_received_fn_protobuf(
-                self._client.ConfirmMessageReceived, self._node, run
-            ),
-            return_type=Message,
-        )
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
+        with self._meter("receiving", sum(1 for _ in iterate_object_tree(tree))) as done:
+            message: Message = pull_and_inflate_object_from_tree(
+                tree,
+                _then(pull, done),
+                make_confirm_message_received_fn_protobuf(
+                    self._client.ConfirmMessageReceived, self._node, run
+                ),
+                return_type=Message,
+            )
         # The bytes of a message do not hold their own hash, which is its id.
         message.metadata.__dict__["_message_id"] = tree.object_id
         return message
@@ -120,13 +132,15 @@ class Fleet:
                     clientapp_runtime_list=[0.0],
                 )
             )
-            push_objects(
-                get_all_nested_objects(message),
-                make_push_object_fn_protobuf(
-                    self._client.PushObject, self._node, run, answer.session_id
-                ),
-                object_ids_to_push=set(answer.objects_to_push),
+            push = make_push_object_fn_protobuf(
+                self._client.PushObject, self._node, run, answer.session_id
             )
+            with self._meter("sending", len(answer.objects_to_push)) as done:
+                push_objects(
+                    get_all_nested_objects(message),
+                    _then(push, done),
+                    object_ids_to_push=set(answer.objects_to_push),
+                )
 
     def _ours(self, run: int) -> bool:
         if run not in self._known:
@@ -136,10 +150,20 @@ class Fleet:
 
 
 @contextmanager
-def connected(address: str, authority: Path, key: EllipticCurvePrivateKey) -> Iterator[Fleet]:
+def connected(
+    address: str,
+    authority: Path,
+    key: EllipticCurvePrivateKey,
+    number: Path,
+    meter: Meter = unmetered,
+) -> Iterator[Fleet]:
     """A node in the fleet of the server at `address`.
 
     authority: file of the certificate authority of the server, the only one that is trusted.
+    number: file in which the node's number at the server is kept. A server lets a node in again
+    when it knows that it is gone, and would wait a minute for one that was killed: with its
+    number the node can say so.
+    meter: shows how far a message is that takes long.
     Raises httpx.HTTPError if the server does not answer, is another, or does not know the key.
     """
     with FleetHttpClient.from_server_address(
@@ -151,6 +175,7 @@ def connected(address: str, authority: Path, key: EllipticCurvePrivateKey) -> It
             NodeAuthHttpInterceptor(key, key.public_key()),
         ],
     ) as client:
+        _leave(client, number)
         entered = client.ActivateNode(
             ActivateNodeRequest(
                 public_key=public_key_to_bytes(key.public_key()),
@@ -158,14 +183,33 @@ def connected(address: str, authority: Path, key: EllipticCurvePrivateKey) -> It
             )
         )
         node = Node(node_id=entered.node_id)
+        number.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number.write_text(str(node.node_id))
         heartbeat = HeartbeatSender(lambda: _alive(client, node))
         heartbeat.start()
         try:
-            yield Fleet(client, node)
+            yield Fleet(client, node, meter)
         finally:
             heartbeat.stop()
             with suppress(httpx.HTTPError):
                 client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+
+
+def _then(work: Callable[_P, _T], done: Callable[[], None]) -> Callable[_P, _T]:
+    """The same work; afterwards `done` is called."""
+
+    def both(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        result = work(*args, **kwargs)
+        done()
+        return result
+
+    return both
+
+
+def _leave(client: FleetHttpClient, number: Path) -> None:
+    """What was connected under this number before is gone. A number of another server is none."""
+    with suppress(FileNotFoundError, ValueError, httpx.HTTPStatusError):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=int(number.read_text())))
 
 
 def _alive(client: FleetHttpClient, node: Node) -> bool:

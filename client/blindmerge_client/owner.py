@@ -13,6 +13,7 @@ from blindmerge.plan import Plan
 from blindmerge_client.data import Examples
 from blindmerge_client.noise import Account
 from blindmerge_client.predict import predict
+from blindmerge_client.progress import Watch, unwatched
 from blindmerge_client.scores import score
 from blindmerge_client.seat import Membership, Seat
 from blindmerge_client.session import Session
@@ -30,6 +31,7 @@ class Owner:
     masks: its membership in a roster, without which it sends nothing; or "off" to let
     plans without masks show the server this owner's statistics.
     account: where noise is charged, without which it takes part in no plan with noise.
+    watch: shows how far work on all texts is.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Owner:
         masks: Membership | Literal["off"],
         test: Examples | None = None,
         account: Account | None = None,
+        watch: Watch = unwatched,
     ) -> None:
         self.name = name
         self._base = base
@@ -51,6 +54,7 @@ class Owner:
         self._folder = folder
         self._masks = masks
         self._account = account
+        self._watch = watch
         self._session: Session | None = None
 
     def session(self, plan: Plan) -> Session:
@@ -58,7 +62,13 @@ class Owner:
         if self._session is None or self._session.plan != plan:
             folder = self._folder / plan.sha256
             self._session = Session(
-                plan, self._base, self._own, self._train.texts, folder, self._account
+                plan,
+                self._base,
+                self._own,
+                self._train.texts,
+                folder,
+                self._account,
+                self._watch,
             )
         return self._session
 
@@ -92,6 +102,6 @@ class Owner:
         merged = self.session(plan).finish()
         if self._test is None:
             return {}
-        logits = predict(merged, self._test.texts, plan.max_length)
+        logits = predict(merged, self._test.texts, plan.max_length, watch=self._watch)
         scores = score(plan.task, logits, self._test, Checkpoint(merged).labels)
         return {**scores.metrics, "examples": scores.examples}

@@ -21,6 +21,7 @@ from blindmerge_client.models import (
     load_model,
     load_tokenizer,
 )
+from blindmerge_client.progress import Watch, unwatched
 from blindmerge_client.tasks import TASKS, Outputs, Text
 
 __all__ = ["predict", "predict_all", "predict_with"]
@@ -29,17 +30,21 @@ _LANGUAGE_BATCH_SIZE = 8
 
 
 def predict(
-    checkpoint: Path, texts: Sequence[Text], max_length: int, batch_size: int = 64
+    checkpoint: Path,
+    texts: Sequence[Text],
+    max_length: int,
+    batch_size: int = 64,
+    watch: Watch = unwatched,
 ) -> Array:
     """What a checkpoint predicts, [rows, columns]: a row per text, or per word of all texts.
 
     Rows are in the order of the texts; what they are is the task's `rows`, mostly logits.
-    max_length: tokens after which a text is cut.
+    max_length: tokens after which a text is cut.   watch: shows how far it is.
     Computed in bfloat16 where the processor multiplies it, as fine-tuning is: nearly twice as
     fast, and one label in a thousand comes out different from float32.
     Raises CheckpointInvalid, or ConfigInvalid if max_length is more than the model takes.
     """
-    return np.concatenate(_by_text(checkpoint, texts, max_length, batch_size))
+    return np.concatenate(_by_text(checkpoint, texts, max_length, batch_size, watch))
 
 
 def predict_all(
@@ -55,13 +60,17 @@ def predict_all(
 
 
 def _by_text(
-    checkpoint: Path, texts: Sequence[Text], max_length: int, batch_size: int = 64
+    checkpoint: Path,
+    texts: Sequence[Text],
+    max_length: int,
+    batch_size: int = 64,
+    watch: Watch = unwatched,
 ) -> list[Array]:
     check_max_length(checkpoint, max_length)
     model: nn.Module = load_model(checkpoint)
     model.to(best_device())
     task, tokenizer = Checkpoint(checkpoint).task, load_tokenizer(checkpoint)
-    return predict_with(model, task, tokenizer, texts, max_length, batch_size)
+    return predict_with(model, task, tokenizer, texts, max_length, batch_size, watch)
 
 
 def predict_with(
@@ -71,6 +80,7 @@ def predict_with(
     texts: Sequence[Text],
     max_length: int,
     batch_size: int = 64,
+    watch: Watch = unwatched,
 ) -> list[Array]:
     """`predict` with a model in memory, which is put into evaluation mode; an array per text."""
     model.eval()
@@ -80,7 +90,7 @@ def predict_with(
     rows: dict[int, Array] = {}
     narrow = torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16())
     with torch.inference_mode(), narrow:
-        for batch in batches(tokenizer, texts, max_length, batch_size):
+        for batch in watch(batches(tokenizer, texts, max_length, batch_size)):
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
             logits = model(**inputs).logits
             said = _of_following(logits, following(inputs)) if rules.language else logits.double()

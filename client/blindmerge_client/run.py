@@ -22,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPushError,
     ObjectUnavailableError,
 )
+from rich.console import Console
 
 from blindmerge.errors import ConfigInvalid, ResourceMissing
 from blindmerge.log_file import log_to_file
@@ -29,8 +30,10 @@ from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.app import courier
 from blindmerge_client.config import Client, Home
 from blindmerge_client.fleet import Fleet, connected, read_node_key
+from blindmerge_client.progress import Meters
 from blindmerge_client.refusal import NoAnswer
 from blindmerge_client.remote import RemoteOwner
+from blindmerge_client.trouble import why_not_connected
 
 __all__ = ["run_client", "run_node"]
 
@@ -92,12 +95,14 @@ class _Node:
         """Until a job is done, if once; else for ever."""
         while not self._done.is_set():
             try:
-                with _entered(self._client, self._key) as fleet:
+                with _entered(self._client, self._key, self._home.node_number_file) as fleet:
                     self._say(f"connected to {self._client.server}; waiting for jobs")
                     self._trouble = ""
                     self._answer(fleet)
             except _LOST as error:
-                self._wait(f"no connection to {self._client.server}: {_why(error)}", error)
+                self._wait(
+                    f"no connection to {self._client.server}: {why_not_connected(error)}", error
+                )
 
     def _answer(self, fleet: Fleet) -> None:
         while not self._done.is_set():
@@ -154,34 +159,22 @@ def _until_stopped(say: Say) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         say("stopped; a job that was going on waits for the next start")
+    finally:
+        Console().show_cursor()  # which the bar of a gateway that was stopped hides
 
 
 @contextmanager
-def _entered(client: Client, key: EllipticCurvePrivateKey) -> Iterator[Fleet]:
+def _entered(client: Client, key: EllipticCurvePrivateKey, number: Path) -> Iterator[Fleet]:
     """A node of which the server knows that it lost all messages before.
 
     Flower hands a message out once. What a node was given before it was killed would be waited for
     in vain; a node that says that it is gone lets the server ask again.
     """
-    with connected(client.server, client.ca, key):
+    with connected(client.server, client.ca, key, number):
         pass
     time.sleep(_FORGET_S)
-    with connected(client.server, client.ca, key) as fleet:
+    with connected(client.server, client.ca, key, number, Meters().meter) as fleet:
         yield fleet
-
-
-def _why(error: Exception) -> str:
-    """For a person, without what only a log needs."""
-    if isinstance(error, httpx.HTTPStatusError):
-        if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            return "it does not know this node (server add-owner), or clocks differ by minutes"
-        if error.response.status_code == httpx.codes.PRECONDITION_FAILED:
-            return (
-                "it does not know this node (server add-owner), or still holds its last "
-                "connection, for a minute at most"
-            )
-        return f"HTTP {error.response.status_code}"
-    return str(error)[:200] or type(error).__name__
 
 
 @contextmanager

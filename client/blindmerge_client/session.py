@@ -50,6 +50,7 @@ from blindmerge_client.models import (
     load_tokenizer,
 )
 from blindmerge_client.noise import Account, NoisedGrams
+from blindmerge_client.progress import Watch, unwatched
 from blindmerge_client.tasks import Text, contents
 
 __all__ = ["Session"]
@@ -66,6 +67,7 @@ class Session:
     texts: the owner's examples; the plan's first `examples` of them are used.
     account: where noise is charged; without one there is no plan with noise.
     folder: private to this job and owner; created if missing.
+    watch: shows how far work on all texts is.
 
     Raises PeerInvalid if the plan does not fit the base, CheckpointInvalid if `own` does
     not, DataInvalid if there is no text, or if the folder was made for another model or other
@@ -80,8 +82,10 @@ class Session:
         texts: Sequence[Text],
         folder: Path,
         account: Account | None = None,
+        watch: Watch = unwatched,
     ) -> None:
         self.plan = plan
+        self._watch = watch
         self._base = Checkpoint(base)
         self.folder = folder
         self._check_plan()
@@ -218,7 +222,9 @@ class Session:
 
     def _runner_of(self, model: PreTrainedModel, states: str) -> BlockRunner:
         manifest, folder = self.plan.manifest, self.folder / states
-        return BlockRunner(model, manifest.modules, self._batches, folder, manifest.repeated)
+        return BlockRunner(
+            model, manifest.modules, self._batches, folder, manifest.repeated, self._watch
+        )
 
     def _grams(self, block: Block) -> dict[str, GramEvidence]:
         if self._noised is not None:
@@ -239,7 +245,9 @@ class Session:
         groups, terms = self._noised.groups, self._noised.terms
         units = self._noised.units(len(self._texts))
         alone = self._batched(self._texts, 1)
-        return collect_private_grams(self._model, groups, alone, units, self._whitening(), terms)
+        return collect_private_grams(
+            self._model, groups, alone, units, self._whitening(), terms, self._watch
+        )
 
     def _whitening(self) -> Whitening:
         folder = self.folder / "whitening"
@@ -278,7 +286,7 @@ class Session:
         folder = self.folder / "fisher"
         few = self._batched(self._texts[: method.informed_by], _FISHER_BATCH_SIZE)
         wanted = {name: b.shapes[name] for b in plan.blocks for name in method.informed(b)}
-        collect_fisher(self._model, plan.task, wanted, few, folder)
+        collect_fisher(self._model, plan.task, wanted, few, folder, self._watch)
         return read_fisher(folder, names)
 
 

@@ -13,6 +13,7 @@ from blindmerge_client.config import Home
 from blindmerge_client.data import read_examples
 from blindmerge_client.jobs import Jobs
 from blindmerge_client.predict import predict
+from blindmerge_client.progress import Watch, unwatched
 from blindmerge_client.scores import Scores, score
 
 __all__ = ["Comparison", "compare", "settle"]
@@ -30,18 +31,21 @@ class Comparison:
     folder: Path
 
 
-def compare(home: Home, plan: Plan) -> Comparison:
+def compare(home: Home, plan: Plan, watch: Watch = unwatched) -> Comparison:
     """Both models on the validation data, which nobody else sees.
 
-    Raises what reading data and models raises.
+    watch: shows how far each of the two is.   Raises what reading data and models raises.
     """
     client, merged = home.client(), _merged(home, plan)
     own = full_weights(client.model, client.base, merged.parent)
     labels = Checkpoint(own).labels
     examples = read_examples(client.validation, labels, plan.task)
     own_scores, merged_scores = (
-        score(plan.task, predict(folder, examples.texts, plan.max_length), examples, labels)
-        for folder in (own, merged)
+        score(plan.task, predictions, examples, labels)
+        for predictions in (
+            predict(folder, examples.texts, plan.max_length, watch=watch)
+            for folder in (own, merged)
+        )
     )
     return Comparison(own_scores, merged_scores, len(examples), merged)
 

@@ -12,7 +12,7 @@ from itertools import accumulate, groupby
 from blindmerge.plan import Plan
 from blindmerge.statistic import size_bytes
 
-__all__ = ["Exchange", "Kind", "exchanges"]
+__all__ = ["Exchange", "Kind", "exchanges", "in_words"]
 
 _DELIVERY_BYTES = 256 << 20  # merged tensors in one message, more or less
 
@@ -60,6 +60,13 @@ def exchanges(plan: Plan) -> tuple[tuple[Exchange, ...], tuple[int, ...]]:
     *portions, last = _portions(plan, before)
     steps += [Exchange(Kind.DELIVERY, len(plan.phases) - 1, None, each) for each in portions]
     return tuple(steps), last
+
+
+def in_words(plan: Plan, exchange: Exchange) -> str:
+    """What owners are asked for, for a person."""
+    if exchange.block is not None:
+        return f"{exchange.kind}: {plan.blocks[exchange.block].name}"
+    return f"{exchange.kind} {exchange.phase + 1}" if exchange.phase else str(exchange.kind)
 
 
 def _portions(plan: Plan, blocks: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -30,6 +30,7 @@ from blindmerge_server.config import Home, JobSettings
 from blindmerge_server.exchanges import exchanges
 from blindmerge_server.flower_run import ServerGone, flower_run, nodes_online
 from blindmerge_server.jobs import JobFolder
+from blindmerge_server.onlooker import JobShown
 from blindmerge_server.patience import PatientGrid
 from blindmerge_server.planning import write_plan
 from blindmerge_server.report.job_report import (
@@ -38,7 +39,6 @@ from blindmerge_server.report.job_report import (
     read_job_report,
     write_job_report,
 )
-from blindmerge_server.report.wording import duration, size
 from blindmerge_server.simulate.bounds import cached_layouts
 from blindmerge_server.strategy import JobRecord, Merge
 
@@ -117,12 +117,15 @@ def _attempt(
     with flower_run(home) as http:
         begun()
         nodes = _joined(home, signed, {*job.record.dropped}, patience_s, say)
-        shown = _Shown(job.record, nodes, total, say)
-        grid: Any = PatientGrid(http, _pause, shown.waits)
+        shown = JobShown(plan, job.record, nodes, job.closed, say)
+        grid: Any = PatientGrid(http, lambda: _pause(shown), shown)
         strategy = Merge(
-            plan, base, folder / "merged", nodes, sums, shown, job.record, signed.encode()
+            plan, base, folder / "merged", nodes, sums, shown.closed, job.record, signed.encode()
         )
-        strategy.start(grid, ArrayRecord(), num_rounds=strategy.rounds, timeout=patience_s)
+        try:
+            strategy.start(grid, ArrayRecord(), num_rounds=strategy.rounds, timeout=patience_s)
+        finally:
+            shown.end()
     return job.record
 
 
@@ -162,41 +165,6 @@ def _joined(
     return found
 
 
-class _Shown:
-    """A line for each exchange that is closed, and for each owner that is gone since.
-
-    nodes: owner by node.   total: number of exchanges.
-    """
-
-    def __init__(self, record: JobRecord, nodes: dict[int, str], total: int, say: Say) -> None:
-        self._record = record
-        self._nodes = nodes
-        self._total = total
-        self._say = say
-        self._gone = set(record.dropped)
-        self._bytes = sum(record.sent_bytes.values())
-        self._waits: set[tuple[int, str]] = set()
-
-    def waits(self, node: int, why: str) -> None:
-        """An owner's answer has to wait; said once in an exchange."""
-        if (node, why) not in self._waits:
-            self._say(f"  {self._nodes[node]} {why}")
-            self._waits.add((node, why))
-
-    def __call__(self, done: int) -> None:
-        record = self._record
-        for owner in sorted(set(record.dropped) - self._gone):
-            drop = record.dropped[owner]
-            self._say(f"  {owner} is out at {drop.step}: {drop.reason}")
-        self._gone = set(record.dropped)
-        self._waits.clear()
-        step, seconds = list(record.seconds.items())[-1]
-        before, self._bytes = self._bytes, sum(record.sent_bytes.values())
-        self._say(
-            f"[{done}/{self._total}] {step}: {size(self._bytes - before)}, {duration(seconds)}"
-        )
-
-
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Flower's own lines go to a file of the job."""
@@ -216,7 +184,8 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _pause() -> None:
+def _pause(shown: JobShown) -> None:
+    shown.look()
     time.sleep(_LOOK_S)
 
 

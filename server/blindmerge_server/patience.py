@@ -15,6 +15,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from blindmerge_server.grid import StreamingGrid
+from blindmerge_server.onlooker import Onlooker
 
 __all__ = ["PatientGrid"]
 
@@ -29,7 +30,7 @@ _LOST = (
 class PatientGrid(StreamingGrid):
     """Asks again until the time is over.
 
-    waits: called with the node whose answer has to wait, and why, each time.
+    onlooker: is told what happens.
     clock: seconds that only grow.
     """
 
@@ -37,11 +38,11 @@ class PatientGrid(StreamingGrid):
         self,
         grid: Grid,
         pause: Callable[[], None],
-        waits: Callable[[int, str], None] = lambda _node, _why: None,
+        onlooker: Onlooker,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(grid, pause)
-        self._waits = waits
+        self._onlooker = onlooker
         self._clock = clock
 
     def send_and_receive(
@@ -49,7 +50,9 @@ class PatientGrid(StreamingGrid):
     ) -> Iterator[Message]:
         """Sends now; yields answers as they come, until all are there or the time is over."""
         deadline_s = self._clock() + (math.inf if timeout is None else timeout)
-        return self._all(self._pushed(list(messages)), deadline_s)
+        asked = list(messages)
+        self._onlooker.asked([message.metadata.dst_node_id for message in asked])
+        return self._all(self._pushed(asked), deadline_s)
 
     def _pushed(self, messages: list[Message]) -> dict[str, Message]:
         sent = self._grid.push_messages(messages)
@@ -64,9 +67,10 @@ class PatientGrid(StreamingGrid):
                     if asked is None:
                         continue
                     if why := _must_wait(reply):
-                        self._waits(asked.metadata.dst_node_id, why)
+                        self._onlooker.waits(asked.metadata.dst_node_id, why)
                         later.append((self._clock() + _ASK_AGAIN_S, asked))
                     else:
+                        self._onlooker.answered(asked.metadata.dst_node_id)
                         yield reply
                     del reply
             later = self._ask_again(later, pending)

@@ -25,15 +25,15 @@ from blindmerge.merge import LayerReport
 from blindmerge.plan import Plan
 from blindmerge.tasks import METRICS, Task
 from blindmerge.wire import from_wire, to_wire
-from blindmerge_server.exchanges import Exchange, Kind, exchanges
+from blindmerge_server.exchanges import Exchange, Kind, exchanges, in_words
 from blindmerge_server.rounds import Total, solve_block
 from blindmerge_server.sums import Proof, Sums
 
-__all__ = ["Drop", "JobRecord", "Merge"]
+__all__ = ["EVALUATION", "Drop", "JobRecord", "Merge"]
 
 _LONGEST_REASON = 300
 _NO_BLOCK = -1  # of a request that asks for the statistic of none
-_EVALUATION = "evaluation"
+EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Merge(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Takes the replies as they come; solves and writes what is known after them."""
         for exchange in self._exchanges[server_round - 1 : server_round]:
-            step = self._step(exchange)
+            step = in_words(self.plan, exchange)
             for owner, content in self._accepted(step, replies):
                 self._take(exchange, owner, content)
                 del content  # or it would stay in memory beside the next one
@@ -156,13 +156,13 @@ class Merge(Strategy):
     ) -> MetricRecord | None:
         """Keeps the scores that owners published."""
         if server_round == self.rounds:
-            for owner, content in self._accepted(_EVALUATION, replies):
+            for owner, content in self._accepted(EVALUATION, replies):
                 try:
                     scores = _scores(
                         self.plan.task, content.metric_records.get("scores", MetricRecord())
                     )
                 except PeerInvalid as error:
-                    self._drop(owner, _EVALUATION, str(error))
+                    self._drop(owner, EVALUATION, str(error))
                     continue
                 if scores:
                     self.record.scores[owner] = scores
@@ -218,7 +218,7 @@ class Merge(Strategy):
             }
             self._sums.receive(exchange, owner, answer)
         except PeerInvalid as error:
-            self._drop(owner, self._step(exchange), str(error))
+            self._drop(owner, in_words(self.plan, exchange), str(error))
             return
         self._count(owner, sum(len(array.data) for array in record.values()))
 
@@ -242,12 +242,6 @@ class Merge(Strategy):
             del reply
         for owner in silent.values():
             self._drop(owner, step, "no readable answer in time")
-
-    def _step(self, exchange: Exchange) -> str:
-        """What owners are asked for, in words."""
-        if exchange.block is not None:
-            return f"{exchange.kind}: {self.plan.blocks[exchange.block].name}"
-        return f"{exchange.kind} {exchange.phase + 1}" if exchange.phase else str(exchange.kind)
 
     def _drop(self, owner: str, step: str, reason: str) -> None:
         self._nodes = {node: name for node, name in self._nodes.items() if name != owner}

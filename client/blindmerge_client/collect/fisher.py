@@ -31,7 +31,7 @@ too, but a rare label has a large score. Q_w comes from a hash of the example: t
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from blindmerge.files import replacing, save_array
 from blindmerge.statistic import Array
 from blindmerge.tasks import Task
 from blindmerge_client.batches import Batch
+from blindmerge_client.progress import Watch, unwatched
 
 __all__ = ["collect_fisher", "read_fisher"]
 
@@ -60,12 +61,13 @@ def collect_fisher(
     shapes: Mapping[str, tuple[int, ...]],
     batches: Sequence[Batch],
     folder: Path,
+    watch: Watch = unwatched,
 ) -> None:
     """Writes F of the tensors in `shapes` into `folder`, float64, one file each.
 
     The sums live in memory-mapped files, so memory holds one batch. An existing `folder` is
-    whole and stays. Raises CheckpointInvalid for a task, or a module with such a tensor, that
-    has no rule.
+    whole and stays.   watch: shows how many batches are done.
+    Raises CheckpointInvalid for a task, or a module with such a tensor, that has no rule.
     """
     if task not in _ROOTS:
         raise CheckpointInvalid(f"no Fisher rule for the task '{task}'", hint="use another method")
@@ -74,7 +76,7 @@ def collect_fisher(
     with replacing(folder) as temporary:
         temporary.mkdir(mode=0o700)
         totals = {name: _zeros(temporary / f"{name}.npy", shape) for name, shape in shapes.items()}
-        _accumulate(model.eval(), _ROOTS[task], batches, totals)
+        _accumulate(model.eval(), _ROOTS[task], watch(batches), totals)
         examples = sum(len(batch.indices) for batch in batches)
         for total in totals.values():
             total /= examples
@@ -101,7 +103,7 @@ class _Now:
         self.called: set[str] = set()
 
 
-def _accumulate(model: nn.Module, roots: Roots, batches: Sequence[Batch], totals: Totals) -> None:
+def _accumulate(model: nn.Module, roots: Roots, batches: Iterable[Batch], totals: Totals) -> None:
     now = _Now()
     with ExitStack() as hooks:
         for parameter in model.parameters():

@@ -6,7 +6,7 @@ what is added for one unit depend on another (PROOF.md §2.1). The order does no
 integers are added.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch
 from blindmerge_client.collect.inputs import Seen, watched
 from blindmerge_client.collect.whitening import Whitening
+from blindmerge_client.progress import Watch, unwatched
 
 __all__ = ["Units", "collect_private_grams", "examples_alone", "units_of"]
 
@@ -46,21 +47,26 @@ def collect_private_grams(
     units: Units,
     whitening: Whitening,
     terms: NoiseTerms,
+    watch: Watch = unwatched,
 ) -> PrivateGrams:
     """The clipped sums over all units; they are private until they are released with noise.
 
     groups: those of `terms`.   alone: each example by itself, by number.
+    watch: shows how many units are done.
     """
     grams = PrivateGrams(terms)
     matrices = {group.name: whitening.matrix(group.name) for group in groups}
-    for parts in examples_alone(model, groups, alone, units):
+    for parts in examples_alone(model, groups, alone, watch(units)):
         grams.add({name: rows @ matrices[name] for name, rows in parts.items()})
     return grams
 
 
 @torch.inference_mode()
 def examples_alone(
-    model: PreTrainedModel, groups: Sequence[Group], alone: Sequence[Batch], units: Units
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    alone: Sequence[Batch],
+    units: Iterable[tuple[int, ...]],
 ) -> Iterator[dict[str, Array]]:
     """X~ of every group, of one unit after another, its examples stacked."""
     by_number, by_name = {b.indices[0]: b for b in alone}, {g.name: g for g in groups}

@@ -19,6 +19,7 @@ from torch import nn
 from blindmerge.files import explaining
 from blindmerge_client.batches import Batch
 from blindmerge_client.collect.states import States, load_states, save_states
+from blindmerge_client.progress import Watch, unwatched
 
 __all__ = ["BlockRunner"]
 
@@ -36,6 +37,7 @@ class BlockRunner:
     batches: what `run` goes over.
     folder: private to this runner; holds hidden states of the owner's texts, float32.
     repeated: layers that are called several times in a row; what they return last counts.
+    watch: shows how far a pass over all batches is.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class BlockRunner:
         batches: Sequence[Batch],
         folder: Path,
         repeated: Collection[str] = (),
+        watch: Watch = unwatched,
     ) -> None:
         self.model = model.eval()
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -53,6 +56,7 @@ class BlockRunner:
         self._batches = tuple(batches)
         self._folder = folder
         self._repeated = frozenset(repeated)
+        self._watch = watch
 
     def run(self, module: str) -> Iterator[Batch]:
         """Runs the block that ends with `module`; the empty path is the head.
@@ -127,7 +131,7 @@ class BlockRunner:
         self, index: int, ending: Callable[[], AbstractContextManager[None]]
     ) -> Iterator[Batch]:
         """Each batch after its pass through the block.   ending: what ends a pass early."""
-        for number, batch in enumerate(self._batches):
+        for number, batch in enumerate(self._watch(self._batches)):
             with torch.inference_mode(), ExitStack() as patches:
                 start = 0
                 for end in self._needed(index):

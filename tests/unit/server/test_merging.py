@@ -114,26 +114,6 @@ def test_too_few_owners_are_told_by_name(
     assert clock.now_s > 100
 
 
-def test_each_exchange_is_a_line_with_its_bytes_and_who_is_gone() -> None:
-    record, said = JobRecord(), list[str]()
-    shown = merging._Shown(record, {1: "anna", 2: "bert"}, 8, said.append)
-    record.seconds["R0 advertise"], record.sent_bytes["anna"] = 1.25, 700
-    shown(1)
-    for _ in range(3):
-        shown.waits(2, "is not connected")
-    record.seconds["R1 share"], record.sent_bytes["anna"] = 61.0, 700 + 2048
-    record.dropped["bert"] = Drop("R1 share", "PolicyRefused: rule 'methods' of its policy")
-    shown(2)
-    shown.waits(2, "is not connected")
-    assert said == [
-        "[1/8] R0 advertise: 700 bytes, 1.2 s",
-        "  bert is not connected",
-        "  bert is out at R1 share: PolicyRefused: rule 'methods' of its policy",
-        "[2/8] R1 share: 2.0 KiB, 1 min 1 s",
-        "  bert is not connected",
-    ]
-
-
 def test_a_server_that_is_lost_in_the_middle_is_waited_for(clock: Clock) -> None:
     losses: list[Exception] = [
         httpx.ConnectError("refused"),

@@ -23,6 +23,24 @@ class Clock:
         self.now_s += 1.0
 
 
+class Seen:
+    """What an onlooker is told."""
+
+    def __init__(self) -> None:
+        self.was_asked: list[int] = []
+        self.has_answered: list[int] = []
+        self.had_to_wait: list[tuple[int, str]] = []
+
+    def asked(self, nodes: Sequence[int]) -> None:
+        self.was_asked += nodes
+
+    def answered(self, node: int) -> None:
+        self.has_answered.append(node)
+
+    def waits(self, node: int, why: str) -> None:
+        self.had_to_wait.append((node, why))
+
+
 def request(node: int) -> Message:
     content = RecordDict({"request": ConfigRecord({"plan": b"p"})})
     return Message(content, dst_node_id=node, message_type="train")
@@ -61,11 +79,10 @@ def ask(
     if here is not None:
         present = list(here)
         grid.get_node_ids = lambda: present  # type: ignore[method-assign]
-    waits: list[tuple[int, str]] = []
-    patient = PatientGrid(
-        grid, CLOCK[0].pause, lambda node, why: waits.append((node, why)), CLOCK[0]
-    )
+    seen = Seen()
+    patient = PatientGrid(grid, CLOCK[0].pause, seen, CLOCK[0])
     replies = patient.send_and_receive([request(node) for node in nodes], timeout=timeout)
+    assert seen.was_asked == list(nodes)
     came = [
         (
             each.metadata.src_node_id,
@@ -73,7 +90,8 @@ def ask(
         )
         for each in replies
     ]
-    return came, waits
+    assert seen.has_answered == [node for node, _ in came]
+    return came, seen.had_to_wait
 
 
 def fresh() -> None:

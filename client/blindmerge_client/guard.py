@@ -30,6 +30,7 @@ from blindmerge_client.noise import Account
 from blindmerge_client.owner import Owner
 from blindmerge_client.persons import read_persons
 from blindmerge_client.policy import Question, permit
+from blindmerge_client.progress import Watch, unwatched
 from blindmerge_client.seat import Membership
 
 __all__ = ["Guard"]
@@ -40,13 +41,18 @@ _log = logging.getLogger("blindmerge.client")
 class Guard:
     """Answers for the organisation whose folder this is; data are read once, here.
 
-    say: shows a person what is answered.
+    say: shows a person what is answered.   watch: shows how far work on all texts is.
     Raises ConfigInvalid, CheckpointInvalid or DataInvalid if something of the files is wrong.
     """
 
-    def __init__(self, home: Home, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        say: Callable[[str], None] = lambda _: None,
+        watch: Watch = unwatched,
+    ) -> None:
         client = home.client()
-        self._say = say
+        self._say, self._watch = say, watch
         client.check(home.client_file)
         self.name = client.name
         self._home, self._client = home, client
@@ -101,8 +107,10 @@ class Guard:
         try:
             policy = self._home.policy()
             roster = self._home.roster(policy.roster) if policy.roster else None
+            now = int(time.time())
+            self._jobs.check_clock(now)
             earlier = self._jobs.earlier(signed.plan, self._train.sha256)
-            book, now = self._home.book(self._train.account), int(time.time())
+            book = self._home.book(self._train.account)
             permit(policy, Question(signed, roster, len(self._train), earlier, now, book))
             if roster is None:
                 raise AssertionError("the policy permitted a plan without a pinned roster")
@@ -166,6 +174,7 @@ class Guard:
                 membership,
                 self._test,
                 account,
+                self._watch,
             )
         return self._owner
 

@@ -10,11 +10,11 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from blindmerge.errors import ConfigInvalid, PeerInvalid, ResourceMissing
+from blindmerge.errors import ConfigInvalid, PeerInvalid, PolicyRefused, ResourceMissing
 from blindmerge.files import locked, save_private
 from blindmerge.identity import Roster
 from blindmerge.plan import Plan
@@ -36,13 +36,15 @@ _NEXT: Mapping[State, tuple[State, ...]] = {
 _USED: tuple[State, ...] = ("running", "done", "accepted", "kept")
 """Something was sent, perhaps: these count against `max_jobs`."""
 
+_CLOCK_SLACK_S = 60  # by which a clock that is kept right may step back
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job.
 
     roster: the owners it is with.   dataset: hash of the training examples.
-    since: Unix time of the last change.
+    since: Unix time of the last change.   change: its number among the changes of all jobs.
     """
 
     signed: SignedPlan
@@ -50,6 +52,7 @@ class Job:
     state: State
     dataset: str
     since: int
+    change: int
 
     @property
     def plan(self) -> Plan:
@@ -66,7 +69,19 @@ class Jobs:
     def all(self) -> tuple[Job, ...]:
         """Every job, the latest change last."""
         plans = sorted(self.folder.glob("*/plan"))
-        return tuple(sorted((self._read(path.parent) for path in plans), key=lambda j: j.since))
+        return tuple(sorted((self._read(path.parent) for path in plans), key=lambda j: j.change))
+
+    def check_clock(self, now: int) -> None:
+        """Raises PolicyRefused if a job changed after now: what has expired would be answered.
+
+        now: Unix time in seconds.
+        """
+        for job in self.all():
+            if now < job.since - _CLOCK_SLACK_S:
+                raise PolicyRefused(
+                    f"the clock is before the last change of job '{job.plan.job}'",
+                    hint="set the clock right",
+                )
 
     def earlier(self, plan: Plan, dataset: str) -> tuple[Roster, ...]:
         """With whom these examples were used in other jobs, one roster for each."""
@@ -82,7 +97,7 @@ class Jobs:
         with self._locked():
             if not (folder / "plan").exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._write(folder, Job(signed, roster, "asked", dataset, int(time.time())))
+                self._write(folder, "asked", dataset)
                 save_private(folder / "roster", roster.encode())
                 # Last: a folder with this file is a job.
                 save_private(folder / "plan", signed.encode())
@@ -98,9 +113,8 @@ class Jobs:
                     f"job '{plan.job}' is {job.state}, so it cannot become {state}",
                     hint="see `blindmerge client jobs`",
                 )
-            moved = replace(job, state=state, since=int(time.time()))
-            self._write(folder, moved)
-            return moved
+            self._write(folder, state, job.dataset)
+            return self._read(folder)
 
     def finish(self, plan: Plan) -> None:
         """The job is done, if it was running; later states stay."""
@@ -108,7 +122,7 @@ class Jobs:
         with self._locked():
             job = self._read(folder)
             if job.state == "running":
-                self._write(folder, replace(job, state="done", since=int(time.time())))
+                self._write(folder, "done", job.dataset)
 
     def find(self, name: str | None, *states: State) -> Job:
         """The one job in these states with this name, or whose hash begins so.
@@ -132,8 +146,9 @@ class Jobs:
     def _locked(self) -> AbstractContextManager[None]:
         return locked(self.folder / "lock")
 
-    def _write(self, folder: Path, job: Job) -> None:
-        content = {"state": job.state, "dataset": job.dataset, "since": job.since}
+    def _write(self, folder: Path, state: State, dataset: str) -> None:
+        change = 1 + max((job.change for job in self.all()), default=0)
+        content = {"state": state, "dataset": dataset, "since": int(time.time()), "change": change}
         save_private(folder / "state.json", json.dumps(content).encode())
 
     def _read(self, folder: Path) -> Job:
@@ -141,7 +156,8 @@ class Jobs:
             signed = SignedPlan.decode((folder / "plan").read_bytes())
             roster = Roster.decode((folder / "roster").read_bytes())
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            job = Job(signed, roster, state["state"], state["dataset"], state["since"])
+            fields = (state[key] for key in ("state", "dataset", "since", "change"))
+            job = Job(signed, roster, *fields)
         except (FileNotFoundError, PeerInvalid, KeyError, TypeError, ValueError) as error:
             raise _damaged(folder) from error
         if job.state not in get_args(State) or signed.plan.sha256 != folder.name:

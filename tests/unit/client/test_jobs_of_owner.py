@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from blindmerge.errors import ConfigInvalid, ResourceMissing
+from blindmerge.errors import ConfigInvalid, PolicyRefused, ResourceMissing
 from blindmerge.identity import Identity, Roster
 from blindmerge.signed_plan import SignedPlan
 from blindmerge_client.jobs import Jobs, State
@@ -74,6 +74,32 @@ def test_asking_again_changes_nothing(tmp_path: Path) -> None:
     job = asked(jobs, "job-1", "approved")
     assert jobs.ask(job, ROSTER, "another dataset").state == "approved"
     assert jobs.all()[0].dataset == DATASET
+
+
+def test_the_latest_change_is_last_also_within_a_second_and_by_a_clock_that_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(tmp_path)
+    clock = iter([100, 100, 100, 50, 900, 100])
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    names = ["d", "a", "c", "b"]
+    plans = {name: asked(jobs, name).plan for name in names}
+    assert [job.plan.job for job in jobs.all()] == names
+    jobs.move(plans["a"], "approved")
+    jobs.move(plans["d"], "refused")
+    assert [job.plan.job for job in jobs.all()] == ["c", "b", "a", "d"]
+
+
+def test_a_clock_that_was_set_back_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(tmp_path)
+    jobs.check_clock(0)
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    asked(jobs, "early")
+    jobs.check_clock(940)
+    with pytest.raises(PolicyRefused, match="before the last change of job 'early'"):
+        jobs.check_clock(939)
 
 
 def test_a_job_that_is_finished_twice_keeps_what_a_person_said(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ policy = typer.Typer(
 )
 client.add_typer(policy)
 client.add_typer(ledger)
-client.command("train")(train)
 ledger.command("open")(open_ledger)
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
@@ -48,7 +47,7 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     name: Annotated[str, typer.Option(help="Your organisation's name: a-z, 0-9, '.', '_', '-'.")],
 ) -> None:
-    """Make keys in DIR, with commented settings and a policy that allows nothing."""
+    """Make keys and commented settings. The policy allows nothing yet."""
     from blindmerge_client.setup import make_home
 
     home = make_home(folder, name, OsRandomness())
@@ -59,12 +58,13 @@ def init(
     print(f"    {home.identity(name).public.hex()}")
     print("\nGet from it: ca.crt and roster, both into this folder, and its public key.")
     print(f"Then edit {home.client_file.name} and {home.policy_file.name}; their comments say how.")
-    print(f"\nNext: blindmerge client run {folder}")
+    print(f"\nNext: blindmerge client policy check {folder} PLAN")
+    print(f"      blindmerge client run {folder}")
 
 
 @client.command("run")
 def run(folder: Folder, once: Once = False) -> None:
-    """Answer the coordinator's jobs, as far as the policy allows, until Ctrl-C."""
+    """Answer the jobs that the policy allows. Ctrl-C ends it."""
     from blindmerge_client.config import Home
     from blindmerge_client.run import run_client
 
@@ -73,7 +73,7 @@ def run(folder: Folder, once: Once = False) -> None:
 
 @client.command("node")
 def node(folder: Folder, once: Once = False) -> None:
-    """The half of `run` with the network and no data: the gateway runs as another user."""
+    """The half of `run` with the network. The gateway runs as another user."""
     from blindmerge_client.config import Home
     from blindmerge_client.run import run_node
 
@@ -87,7 +87,7 @@ def gateway(
         bool, typer.Option("--until-eof", hidden=True, help="End when the input ends.")
     ] = False,
 ) -> None:
-    """The half of `run` with data, model and keys, and no network."""
+    """The half of `run` with data, model and keys. It has no network."""
     from blindmerge_client.config import Home
     from blindmerge_client.gateway import serve_gateway, stop_at_eof
     from blindmerge_client.guard import Guard
@@ -107,7 +107,7 @@ def check(
     folder: Folder,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="From the coordinator.")],
 ) -> None:
-    """Compare a PLAN with the policy, line by line, and say what would leave this machine."""
+    """Compare a PLAN with the policy, line by line. Says what would leave this machine."""
     from blindmerge.errors import PolicyRefused
     from blindmerge_client.approval import read_question, read_statement
     from blindmerge_client.config import Home
@@ -124,12 +124,14 @@ def check(
         table.add_row("NO" if line.refusal else "yes", line.key, asked, allowed)
     show(table)
     print("", *read_statement(home, question.plan, question.roster, question.earlier), sep="\n")
+    print()
     refusals = [line.refusal for line in lines if line.refusal]
     if refusals:
         raise PolicyRefused(
             f"{len(refusals)} rule(s) refuse the plan",
             hint="\n  ".join(["to allow it,", *(refusal.hint for refusal in refusals)]),
         )
+    print(f"The policy allows it. Next: blindmerge client run {folder}")
 
 
 @client.command("jobs")
@@ -157,7 +159,7 @@ def jobs(folder: Folder) -> None:
 
 @client.command("approve")
 def approve(folder: Folder, job: JobName = None) -> None:
-    """Say what will leave this machine in a job that waits, and let it begin."""
+    """Let a job begin that waits. What will leave this machine is said first."""
     from blindmerge_client.approval import read_statement
     from blindmerge_client.config import Home
     from blindmerge_client.jobs import Jobs
@@ -176,7 +178,7 @@ def approve(folder: Folder, job: JobName = None) -> None:
 
 @client.command("refuse")
 def refuse(folder: Folder, job: JobName = None) -> None:
-    """Say no to a job, also to one that runs: nothing more is sent in it."""
+    """Say no to a job, also to one that runs. Nothing more is sent in it."""
     from blindmerge_client.config import Home
     from blindmerge_client.jobs import Jobs
 
@@ -188,7 +190,7 @@ def refuse(folder: Folder, job: JobName = None) -> None:
 
 @client.command("evaluate")
 def evaluate(folder: Folder, job: JobName = None) -> None:
-    """Compare the merged model of a job with your own, on your validation data."""
+    """Compare the merged model with your own. It takes your validation data."""
     from blindmerge.tasks import METRICS
     from blindmerge_client.config import Home
     from blindmerge_client.jobs import Jobs
@@ -226,3 +228,6 @@ def keep(folder: Folder, job: JobName = None) -> None:
     from blindmerge_client.verdict import settle
 
     print(f"{settle(Home(folder), job, 'kept')} is the current model")
+
+
+client.command("train")(train)

@@ -115,6 +115,9 @@ class Guard:
             if roster is None:
                 raise AssertionError("the policy permitted a plan without a pinned roster")
             self._approve(policy, signed, roster, earlier)
+        except ApprovalNeeded as error:
+            self._say_once(f"{error.message}\n  {error.hint}")
+            raise
         except BlindmergeError as error:
             self._say_once(f"{signed.plan.job}: no. {error.message}\n  {error.hint}".rstrip())
             raise

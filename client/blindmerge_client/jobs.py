@@ -137,9 +137,10 @@ class Jobs:
         ]
         if len(fitting) == 1:
             return fitting[0]
-        named = f" '{name}'" if name else ""
+        named, there = f" '{name}'" if name else "", f"{len(fitting)} jobs"
         raise ConfigInvalid(
-            f"{len(fitting) or 'no'} jobs{named} are {' or '.join(states)}",
+            f"{there if fitting else 'no job'}{named} {'are' if fitting else 'is'} "
+            f"{' or '.join(states)}",
             hint="`blindmerge client jobs` shows them all; name one, or begin its hash",
         )
 

@@ -32,7 +32,7 @@ Delta: TypeAlias = Annotated[
 
 @ledger.command("show")
 def show_ledger(folder: Folder, delta: Delta = None) -> None:
-    """Print every charge, the epsilon that all of them come to, and what the policy leaves."""
+    """Print every charge, what all come to, and what is left."""
     from blindmerge.privacy.accountant import room
     from blindmerge_client.config import Home, Policy
 
@@ -53,7 +53,7 @@ def verify(
         typer.Option(metavar="SHA256", help="A head that you noted: is it part of a ledger here?"),
     ] = None,
 ) -> None:
-    """Check every entry against the chain of hashes, and every stored release."""
+    """Check every entry and every stored release by their hashes."""
     from blindmerge_client.config import Home
 
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):

@@ -35,7 +35,7 @@ def train(
         int, typer.Option(help="Protect persons, of whom so many examples count.", min=0)
     ] = 0,
 ) -> None:
-    """Fine-tune the base on the training data with noise: DP-SGD, for "end-to-end" jobs.
+    """Fine-tune the base with noise, by DP-SGD. "end-to-end" jobs need it.
 
     The training is charged to the ledger of these examples before the model is in OUT.
     """
@@ -100,7 +100,7 @@ def _progress(done: int, total: int) -> None:
 
 
 def open_ledger(folder: Folder) -> None:
-    """Open the ledger of the training data, which says that nothing of them is spent yet."""
+    """Open the ledger of the training data. It says that nothing is spent yet."""
     from blindmerge_client.config import Home
     from blindmerge_client.ledger import Ledger
 

@@ -40,7 +40,7 @@ def init(
     ] = "coordinator",
     port: Annotated[int, typer.Option(help="TCP port to listen on.", min=1, max=65535)] = 9092,
 ) -> None:
-    """Make keys and a certificate in DIR, with commented settings. Overwrites nothing."""
+    """Make keys, a certificate and commented settings. Overwrites nothing."""
     from blindmerge_server.setup import make_home
 
     now = datetime.datetime.now(datetime.UTC)
@@ -51,7 +51,7 @@ def init(
     print("  your address                  ", ", ".join(f"{each}:{port}" for each in host))
     print(f"  your public key, to pin as '{name}' in [coordinators] of policy.toml:")
     print(f"    {home.identity().public.hex()}")
-    print("\nNext: blindmerge server add-owner DIR public-keys.json, for each owner.")
+    print(f"\nNext: blindmerge server add-owner {folder} public-keys.json, for each owner.")
 
 
 @server.command("add-owner")
@@ -70,6 +70,7 @@ def add_owner(
     print("Compare its public key with the owner, by telephone or in person:")
     print(f"  {added.identity}")
     print("A server that runs lets its node in within seconds.")
+    print(f"\nWhen all are there: blindmerge server roster {folder}")
 
 
 @server.command("remove-owner")
@@ -89,7 +90,7 @@ def remove_owner(
 
 @server.command("roster")
 def roster(folder: Folder) -> None:
-    """Print the owners, their keys, and the hash that each of them pins."""
+    """Print the owners, their keys, and the hash that all pin."""
     from blindmerge_server.config import Home
 
     home = Home(folder)
@@ -101,7 +102,7 @@ def roster(folder: Folder) -> None:
     print(f"  {home.roster_file}\n  {members.sha256.hex()}")
 
 
-@server.command("renew", short_help="Renew the certificate; owners need do nothing.")
+@server.command("renew")
 def renew(
     folder: Folder,
     host: Annotated[
@@ -109,9 +110,9 @@ def renew(
         typer.Option(help="In place of the names and addresses in the old one; repeat for more."),
     ] = None,
 ) -> None:
-    """Renew the server's certificate, by the authority that owners trust: they need do nothing.
+    """Renew the server's certificate. Owners need do nothing.
 
-    A server that runs takes it within seconds.
+    It is signed by the authority that they trust; a server that runs takes it within seconds.
     """
     from blindmerge_server.certificates import ends
     from blindmerge_server.config import Home
@@ -126,7 +127,7 @@ def renew(
 
 @server.command("plan")
 def plan(folder: Folder, job: JobFile) -> None:
-    """Write the signed plan of a job, which owners can read and check beforehand."""
+    """Write the signed plan of a job. Owners can check it beforehand."""
     from blindmerge.privacy.wording import guarantee
     from blindmerge_server.config import Home, JobSettings
     from blindmerge_server.planning import noise_warning, write_plan
@@ -152,7 +153,7 @@ def plan(folder: Folder, job: JobFile) -> None:
 
 @server.command("run")
 def run(folder: Folder) -> None:
-    """Serve the federation until Ctrl-C: TLS, and only owners of the roster get in."""
+    """Serve the federation, over TLS. Only owners get in; Ctrl-C ends it."""
     from blindmerge_server.config import Home
     from blindmerge_server.superlink import serve
 
@@ -161,7 +162,7 @@ def run(folder: Folder) -> None:
 
 @server.command("merge")
 def merge(folder: Folder, job: JobFile) -> None:
-    """Run a job, or what is left of it, with the owners that are connected."""
+    """Run a job, or what is left of it."""
     from blindmerge_server.config import Home, JobSettings
     from blindmerge_server.merging import run_merge
     from blindmerge_server.report.job_table import render_job
@@ -189,7 +190,7 @@ def jobs(folder: Folder) -> None:
 
 @server.command("status")
 def status(folder: Folder) -> None:
-    """Whether the server answers, which owners are connected, and how far the jobs are."""
+    """Show the server, who is connected, and how far jobs are."""
     from blindmerge_server.config import Home
     from blindmerge_server.overview import owner_lines
 

@@ -1,6 +1,6 @@
 """What the network costs: MiniLM merged by three hosts and a server, and the same in a simulation.
 
-    PYTHONPATH=tests python tests/bench/network.py [--cache DIR] [--out FILE]
+    PYTHONPATH=tests python tests/bench/network.py [--cache DIR] [--out DIR]
 
 Needs root, for network namespaces. Both use the same fine-tuned models and the same plan; seconds
 of an exchange are those between the first request and the last answer, at the server.
@@ -8,10 +8,11 @@ of an exchange are those between the first request and the last answer, at the s
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from blindmerge.checkpoint import Checkpoint
@@ -96,23 +97,32 @@ def table(simulated: Run, networked: Run) -> str:
 
 
 def main() -> None:
-    """Runs both, prints the table, and writes all numbers to a file if one is given."""
+    """Runs both, prints the table, and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/blindmerge"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     runs = {}
     for kind in (in_simulation, over_the_network):
         with tempfile.TemporaryDirectory() as work:
             runs[kind.__name__] = kind(options.cache.expanduser(), Path(work))
     simulated, network = runs.values()
-    print(platform.processor() or platform.machine())
-    print(table(simulated, network))
     same = simulated.sha256 == network.sha256
-    print(f"\nThe merged models are {'the same, bit by bit' if same else 'DIFFERENT'}.")
-    if options.out is not None:
-        content = {name: asdict(run) for name, run in runs.items()}
-        options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    lines = [
+        f"{_processor()}, {os.cpu_count()} cores for all hosts.",
+        "",
+        table(simulated, network),
+        "",
+        f"The merged models are {'the same, bit by bit' if same else 'DIFFERENT'}.",
+    ]
+    print(*lines, sep="\n")
+    (options.out / "network.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

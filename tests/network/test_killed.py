@@ -33,26 +33,27 @@ def _merged(federation: Deployment, job: str) -> dict[str, Array]:
     return dict(checkpoint.read(checkpoint.manifest.shapes))
 
 
-def _check_finished(federation: Deployment, job: str) -> None:
+def _check_finished(federation: Deployment, job: str, method: str = "") -> None:
     """All owners are in the sum, and the model is the one of a job in which nothing happened."""
+    undisturbed = f"undisturbed{'-with-another-method' if method else ''}"
     merge = federation.running["merge"]
     wait_until(lambda: merge.poll() is not None, "the end of the job")
     printed = federation.printed("merge")
     assert merge.returncode == 0, printed
     report = (federation.server.jobs / job / "report.json").read_text()
     assert report.count('"missing": null') == 3, report
-    if not (federation.server.jobs / "undisturbed").exists():
-        done = federation.merge(job=federation.new_job("undisturbed"))
+    if not (federation.server.jobs / undisturbed).exists():
+        done = federation.merge(job=federation.new_job(undisturbed, method))
         assert done.returncode == 0, done.stderr
-    expected, found = _merged(federation, "undisturbed"), _merged(federation, job)
+    expected, found = _merged(federation, undisturbed), _merged(federation, job)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
 
 
-def _begin(federation: Deployment, job: str, until: str) -> None:
+def _begin(federation: Deployment, job: str, until: str, method: str = "") -> None:
     (federation.folder / "merge.out").write_text("")
-    federation.start_merge(federation.new_job(job))
+    federation.start_merge(federation.new_job(job, method))
     federation.wait_for("merge", until)
 
 
@@ -72,6 +73,20 @@ def test_an_owner_that_is_killed_and_started_again_stays_in_the_job(
     federation.start("bert")
     _check_finished(federation, job)
     assert "still holds its last connection" not in federation.printed("bert")
+
+
+def test_owners_killed_between_the_sums_of_a_progressive_job_stay_in_it(
+    federation: Deployment,
+) -> None:
+    """Later layers are measured in the model merged so far, which an owner keeps on its disk."""
+    method = '{ name = "progressive", rounds = "layer", rows_factor = 1.0 }'
+    _begin(federation, "progressive", "R4 unmask 2:", method)
+    federation.kill("bert")
+    federation.start("bert")
+    federation.wait_for("merge", "R2 masked input: bert.encoder.layer.1:")
+    federation.kill("anna")
+    federation.start("anna")
+    _check_finished(federation, "progressive", method)
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -179,11 +179,13 @@ class Deployment:
         """Sets keys of an owner's policy."""
         set_keys(self.owners[name].policy_file, lines)
 
-    def new_job(self, name: str, **lines: object) -> Path:
-        """Another job's file, with these keys set."""
+    def new_job(self, name: str, method: str = "", **lines: object) -> Path:
+        """Another job's file, with these keys set.   method: as TOML; the same if left out."""
         file = self.server.folder / f"{name}.toml"
         shutil.copy(self.job, file)
         set_keys(file, {"name": name, **lines})
+        if method:
+            _set_method(file, method)
         return file
 
     def _prefix(self, who: str) -> Sequence[str]:
@@ -202,9 +204,8 @@ class Deployment:
             self.server.add(OwnerKeys.read(home.public_keys_file))
         for number, name in enumerate(self.names):
             self._equip(number, name, f"{host}:{self.port}")
-        text = self.server.job_template.read_text()
-        text = re.sub(r"(?m)^method = .*", f"method = {method}", text)
-        self.job.write_text(text)
+        shutil.copy(self.server.job_template, self.job)
+        _set_method(self.job, method)
         settings = {
             "base": str(self.base),
             "examples": self.material.examples,
@@ -236,6 +237,10 @@ class Deployment:
         )
         key = self.server.identity().public.hex()
         home.policy_file.write_text(text.replace('# coordinator = "..."', f'coordinator = "{key}"'))
+
+
+def _set_method(file: Path, method: str) -> None:
+    file.write_text(re.sub(r"(?m)^method = .*", f"method = {method}", file.read_text()))
 
 
 def set_keys(file: Path, values: Mapping[str, object]) -> None:

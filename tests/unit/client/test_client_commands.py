@@ -136,7 +136,7 @@ def test_who_approves_is_warned_of_almost_the_same_owners(tmp_path: Path) -> Non
 
 
 def test_the_merged_model_is_compared_and_taken_or_not(federation: Deployment, home: Home) -> None:
-    assert "no jobs are done" in failure("evaluate", home.folder).message
+    assert "no job is done" in failure("evaluate", home.folder).message
     guards = {name: Guard(each) for name, each in federation.owners.items()}
     run_guards(federation, guards, federation.signed())
     assert f"evaluate {home.folder} my-job-1" in shown("jobs", home.folder)
@@ -150,7 +150,7 @@ def test_the_merged_model_is_compared_and_taken_or_not(federation: Deployment, h
         assert str(folder) in shown(word, home.folder)
         assert link.resolve() == folder.resolve()
         assert os.path.islink(link)
-        assert "no jobs are" in failure(word, home.folder).message
+        assert "no job is" in failure(word, home.folder).message
     assert (home.client().model / "model.safetensors").exists()
     shown("accept", home.folder)
     assert link.resolve() == merged.resolve()
@@ -167,4 +167,16 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path, words: list[str]) -> None
         assert "no job yet" in result.output
     else:
         assert isinstance(result.exception, BlindmergeError), result.exception
-        assert "nowhere" in result.exception.message or "no jobs" in result.exception.message
+        assert "nowhere" in result.exception.message or "no job" in result.exception.message
+
+
+@pytest.mark.parametrize(
+    ("group", "first"), [((), "init"), (("policy",), "check"), (("ledger",), "show")]
+)
+def test_lists_of_commands_tell_what_each_does_in_a_whole_sentence(
+    group: tuple[str, ...], first: str
+) -> None:
+    lines = run(*group, "--help").output.splitlines()
+    commands = lines[lines.index("Commands:") + 1 :]
+    assert commands[0].split()[0] == first
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands), commands

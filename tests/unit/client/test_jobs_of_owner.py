@@ -130,7 +130,7 @@ def test_jobs_are_found_by_name_or_hash(tmp_path: Path) -> None:
     assert jobs.find(second.plan.sha256[:9], "approved").plan == second.plan
     with pytest.raises(ConfigInvalid, match="2 jobs are asked or approved"):
         jobs.find(None, "asked", "approved")
-    with pytest.raises(ConfigInvalid, match="no jobs 'three' are asked"):
+    with pytest.raises(ConfigInvalid, match="no job 'three' is asked"):
         jobs.find("three", "asked")
 
 

@@ -118,3 +118,18 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path, words: list[str]) -> None
     error = failure(*words, tmp_path / "nowhere")
     assert isinstance(error, ConfigInvalid)
     assert "nowhere" in error.message
+
+
+def test_the_list_of_commands_tells_what_each_does_in_a_whole_sentence() -> None:
+    lines = run("--help").output.splitlines()
+    commands = lines[lines.index("Commands:") + 1 :]
+    assert commands[0].split()[0] == "init"
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands), commands
+
+
+def test_a_certificate_is_renewed_and_its_end_is_shown(federation: Deployment) -> None:
+    folder, before = federation.server.folder, federation.server.certificate_file.read_bytes()
+    assert "owners need do nothing" in shown("renew", folder)
+    assert federation.server.certificate_file.read_bytes() != before
+    federation.server.authority_key_file.unlink()
+    assert "ca.key: cannot be read" in failure("renew", folder).message

@@ -21,9 +21,10 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
-from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import ConfigInvalid, DataInvalid, ResourceMissing
 from blindmerge.files import replacing
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge.privacy.accountant import Cost, Training
 from blindmerge.secagg.secret import OsRandomness, Randomness
 from blindmerge.tasks import Task

@@ -28,9 +28,10 @@ from transformers import (
 )
 
 from blindmerge import canonical
-from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, DataInvalid, NotFinite
 from blindmerge.files import replacing
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge.manifest import ARCHITECTURES, task_of
 from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.adapters import with_lora, without_lora

@@ -15,9 +15,10 @@ from typing import Any, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blindmerge import canonical
-from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint, CheckpointWriter, Tensors
 from blindmerge.errors import ConfigInvalid, DataInvalid, PeerInvalid, SchemaMismatch
 from blindmerge.files import replacing
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge.manifest import Block
 from blindmerge.merge import (
     BlockEvidence,

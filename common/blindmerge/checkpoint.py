@@ -5,9 +5,9 @@ No torch: a server that only sums and solves does not need it, and nothing is un
 
 import hashlib
 import json
-import math
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +30,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "Tensors",
-    "check_fine_tuned",
     "read_json",
 ]
 
@@ -39,6 +38,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """What it has in place of the weights."""
+
+_TICK_NS = 2_000_000_000  # two changes of a file may look the same if they are as close as this
 
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Tensors in the dtype of the checkpoint."""
@@ -68,7 +69,6 @@ _TOKENIZER_FILES = (
 )
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _COPIED = (".json", ".txt", ".model")  # config and tokenizer
-_MIN_COSINE = 0.5
 
 
 class Checkpoint:
@@ -169,9 +169,16 @@ class Checkpoint:
     def sha256(self) -> str:
         """Hash of what the model computes: config, tokenizer, names, dtypes and numbers.
 
-        It does not depend on how the tensors are spread over files.
+        It does not depend on how the tensors are spread over files. This process reads a folder
+        once, and again when a file of it has changed.
         Raises CheckpointInvalid if a tensor holds NaN or infinity.
         """
+        stamps = _stamps(self.path)
+        if max(ctime for *_, ctime in stamps) > time.time_ns() - _TICK_NS:
+            return self._digest()
+        return _sha256(self.path.absolute(), stamps)
+
+    def _digest(self) -> str:
         digest = hashlib.sha256(_stable(self.config))
         tokenizer = {
             name: (self.path / name).read_bytes()
@@ -189,59 +196,15 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def check_fine_tuned(own: Checkpoint, base: Checkpoint, kept: Collection[str] = ()) -> None:
-    """Checks that `own` can have been fine-tuned from `base`.
-
-    kept: tensors that are the owner's own (`Manifest.kept`), as labels then are.
-    Raises CheckpointInvalid for another architecture, other tensors, other labels or label
-    order, weights that point elsewhere than the base's (another pre-training), or NaN.
-    """
-    if own.architecture != base.architecture:
-        raise CheckpointInvalid(
-            f"'{own.path}' is a {own.architecture}, the base a {base.architecture}"
-        )
-    if kept:
-        _ = own.manifest  # its head is one for its labels
-    elif own.labels != base.labels:
-        raise CheckpointInvalid(
-            f"'{own.path}' has the labels {list(own.labels)}, the job {list(base.labels)}",
-            hint="the order counts: fine-tune from the job's base checkpoint",
-        )
-    for name in sorted((own.shapes.keys() | base.shapes.keys()) - set(kept)):
-        ours, theirs = own.shapes.get(name), base.shapes.get(name)
-        if ours != theirs:
-            raise CheckpointInvalid(
-                f"tensor '{name}' is {_shape(ours)} in '{own.path}', {_shape(theirs)} in the base",
-                hint="fine-tune from the job's base checkpoint",
-            )
-    _ = own.sha256  # reads every tensor, and so finds NaN; who needs the hash later has it
-    cosine = _cosine(own, base)
-    if cosine < _MIN_COSINE:
-        raise CheckpointInvalid(
-            f"'{own.path}' was not fine-tuned from the base: the cosine between their "
-            f"weights is {cosine:.2f}, at least {_MIN_COSINE} is expected",
-            hint="models can only be merged if they started from the same weights",
-        )
+@lru_cache(maxsize=64)
+def _sha256(path: Path, _of: tuple[tuple[str, int, int, int], ...]) -> str:
+    return Checkpoint(path)._digest()
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
-
-
-def _cosine(own: Checkpoint, base: Checkpoint) -> float:
-    """Cosine between the linear weights of both; the head is new and does not count.
-
-    Independently trained models have a cosine near 0, fine-tuning leaves it near 1.
-    """
-    product = own_square = base_square = 0.0
-    groups = [group for block in base.manifest.blocks if block.module for group in block.groups]
-    for name in sorted({layer.tensors[0] for group in groups for layer in group.layers}):
-        a, b = (checkpoint.read([name])[name].ravel() for checkpoint in (own, base))
-        product += float(a @ b)
-        own_square += float(a @ a)
-        base_square += float(b @ b)
-    norms = math.sqrt(own_square) * math.sqrt(base_square)
-    return product / norms if norms > 0 else 0.0
+def _stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes with the content of a file; nobody can set its ctime back."""
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return tuple((name, each.st_ino, each.st_size, each.st_ctime_ns) for name, each in found)
 
 
 class CheckpointWriter:

@@ -127,7 +127,8 @@ class SecureSums:
     layouts: for each phase, the public exponents of each of its blocks.
     folder: for masked blocks; private to the job.   expires: Unix time in seconds after which
     no owner joins.   kept: where the job was when the server died; None begins it.
-    keep: is given every state before anything follows from it.
+    keep: is given every state before anything follows from it; without it nothing survives the
+    process, and no block has to reach the disk.
     Raises PeerInvalid if plan, roster and layouts do not fit each other, JobAborted if `kept` is
     damaged or of another job.
     """
@@ -140,7 +141,7 @@ class SecureSums:
         folder: Path,
         expires: int,
         kept: SumsState | None = None,
-        keep: Callable[[SumsState], None] = lambda _: None,
+        keep: Callable[[SumsState], None] | None = None,
     ) -> None:
         self._plan = plan
         self._roster = roster
@@ -200,7 +201,7 @@ class SecureSums:
             after = [state.close() for state in self._states]
             self._now, self._next = after[0], after[1] if len(after) > 1 else None
         self.closed += 1
-        self._keep(self._state())
+        self._save()
         return self.totals()
 
     def totals(self) -> Iterator[Total]:
@@ -215,7 +216,7 @@ class SecureSums:
         for part, block in enumerate(self._plan.phases[manifest.phase]):
             yield Total(block, summed, sum_statistic(opened, spool, part, threads=threads))
         self._now, self._next = self._next, None
-        self._keep(self._state())
+        self._save()
         spool.remove()
 
     @property
@@ -238,9 +239,10 @@ class SecureSums:
                 spool.write(seat, message.index, message.payload)
         if not isinstance(state, Collecting) or not state.has(seat, part):
             raise ProtocolBroken(f"'{self._roster.name(seat)}' did not send all its blocks")
-        size_bytes = sum(array.nbytes for array in answer.values())
-        digests = {n: state.digests[seat][n] for n in state.manifest.blocks_of(part)}
-        spool.acknowledge(Receipt(seat, part, size_bytes, digests))
+        if self._keep is not None:
+            size_bytes = sum(array.nbytes for array in answer.values())
+            digests = {n: state.digests[seat][n] for n in state.manifest.blocks_of(part)}
+            spool.acknowledge(Receipt(seat, part, size_bytes, digests))
         self._now = state
 
     def _close_input(self, following: int) -> None:
@@ -252,11 +254,13 @@ class SecureSums:
         if following < len(self._manifests):
             self._next = start(self._manifests[following], self._roster, agreeing.sets.u3)
 
-    def _state(self) -> SumsState:
+    def _save(self) -> None:
+        if self._keep is None:
+            return
         now, following = (
             b"" if state is None else encode_state(state) for state in (self._now, self._next)
         )
-        return SumsState(self.closed, now, following, tuple(self.proofs))
+        self._keep(SumsState(self.closed, now, following, tuple(self.proofs)))
 
     def _restored(self, data: bytes) -> ServerState | None:
         """A state that was kept, with all blocks that are on disk."""

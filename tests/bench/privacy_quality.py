@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from multiprocessing import get_context
 from operator import add
 from pathlib import Path
@@ -218,27 +218,33 @@ def own_models(bench: Bench) -> dict[str, Path]:
 
 
 def private_models(
-    bench: Bench, epsilon: float, rho: float, epochs: int, learning_rate: float
+    bench: Bench, epsilon: float, rho: float, epochs: int, learning_rate: float, pool: Executor
 ) -> dict[str, Path]:
-    """LoRA with DP-SGD, what is left of epsilon after statistics of rho."""
+    """LoRA with DP-SGD, what is left of epsilon after statistics of rho; each in a process."""
     steps = round(epochs / RATE)
     training = training_for(epsilon, DELTA, RATE, steps, rho=rho)
     noise = TrainingNoise(training, CLIP, RATE * bench.examples)
     options = TrainingOptions(
         learning_rate=learning_rate, max_length=bench.max_length, lora=LORA, weight_decay=0.0
     )
-    found = {}
-    for domain, examples in bench.suite.train.items():
-        key = f"{domain}-{epsilon:g}-{rho:.4g}-{epochs}-{learning_rate:g}"
-        out = bench.cache / "private" / f"{bench.checkpoint.sha256[:16]}-{key}"
-        if not out.is_dir():
-            units = units_of(len(examples), None, 1)
-            finetune_with_noise(
-                bench.base, examples, units, options, noise, out, lambda _sha256: None
-            )
-        found[domain] = out
-        print(f"  trained {domain} at epsilon {epsilon:g}", flush=True)
-    return found
+    folders = {}
+    for domain in bench.suite.train:
+        key = f"{domain}-{bench.examples}-{epsilon:g}-{rho:.4g}-{epochs}-{learning_rate:g}"
+        folders[domain] = bench.cache / "private" / f"{bench.checkpoint.sha256[:16]}-{key}"
+    trained = partial(private_model, bench, options=options, noise=noise)
+    return dict(zip(folders, pool.map(trained, folders, folders.values()), strict=True))
+
+
+def private_model(
+    bench: Bench, domain: str, out: Path, *, options: TrainingOptions, noise: TrainingNoise
+) -> Path:
+    """One organisation's, from the cache if it is there."""
+    if not out.is_dir():
+        examples = bench.suite.train[domain]
+        units = units_of(len(examples), None, 1)
+        finetune_with_noise(bench.base, examples, units, options, noise, out, lambda _sha256: None)
+        print(f"trained {out.name}", flush=True)
+    return out
 
 
 def collected(bench: Bench, own: Mapping[str, Path], pool: Executor) -> dict[str, PrivateGrams]:
@@ -279,7 +285,7 @@ def measure(
         lines[f"statistics {epsilon:g}"] = pool.submit(noised_line, bench, own, sums, z)
     for epsilon in end_to_end:
         rho = 0.3 * rho_for(epsilon, DELTA)
-        private = private_models(bench, epsilon, rho, epochs, lr)
+        private = private_models(bench, epsilon, rho, epochs, lr, pool)
         lines[f"end-to-end average {epsilon:g}"] = pool.submit(average_line, bench, private)
         sums, z = collected(bench, private, pool), (2 * rho) ** -0.5
         lines[f"end-to-end {epsilon:g}"] = pool.submit(noised_line, bench, private, sums, z)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from blindmerge.errors import DataInvalid
 from blindmerge.statistic import Array
@@ -63,6 +62,8 @@ def _score(
     predictions: Array, labels: Sequence[Label], _names: Sequence[str]
 ) -> Mapping[str, float]:
     """The mean squared error, and correlations, which are 0 if one side is constant."""
+    from scipy.stats import rankdata  # half a second that no other task has to wait for
+
     check_rows(predictions, len(labels))
     gold, found = np.asarray(labels, dtype=float), predictions[:, 0]
     return {

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from blindmerge import canonical
-from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import BlindmergeError
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge.identity import Identity, Roster
 from blindmerge.plan import Masks, Plan
 from blindmerge.secagg.secret import OsRandomness, Secret

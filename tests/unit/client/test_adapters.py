@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid, ResourceMissing
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge.statistic import Array
 from blindmerge.tasks import Task
 from blindmerge_client import adapters as module

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, ConfigInvalid, DataInvalid, ResourceMissing
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge_client import finetune as module
 from blindmerge_client.data import Examples
 from blindmerge_client.finetune import (

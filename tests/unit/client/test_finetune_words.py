@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, DataInvalid
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge.tasks import Task
 from blindmerge_client import finetune as module
 from blindmerge_client.batches import tokenize

@@ -1,8 +1,10 @@
 """Checkpoints: what is read, what is refused, what two of them have in common."""
 
 import json
+import os
 import shutil
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from blindmerge.checkpoint import Checkpoint, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import CheckpointInvalid, UnknownTensor
+from blindmerge.fine_tuned import check_fine_tuned
 from support.jobs import LABELS, edit_config, edit_weights, noisy
 from support.pico import Architecture, pico_encoder
 
@@ -301,3 +304,26 @@ def test_all_zeros_are_refused(base: Path, tmp_path: Path) -> None:
     own = edit_weights(shutil.copytree(base, tmp_path / "own"), clear)
     with pytest.raises(CheckpointInvalid, match=r"cosine.*0\.00"):
         check_fine_tuned(Checkpoint(own), Checkpoint(base))
+
+
+def test_a_folder_is_hashed_again_when_a_file_of_it_changed_and_not_before(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = base / "model.safetensors"
+    stamp, content = weights.stat(), bytearray(weights.read_bytes())
+    # At once after it was written, when the clock of the files may not tell the change.
+    before = Checkpoint(base).sha256
+    content[-1] ^= 1  # sign or exponent of a number
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    after = Checkpoint(base).sha256
+    assert after != before
+    later = time.time_ns() + 10_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    assert Checkpoint(base).sha256 == after
+    monkeypatch.setattr(Checkpoint, "stored_numbers", None)
+    assert Checkpoint(base).sha256 == after
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    weights.write_bytes(bytes(content[:-1]) + bytes([content[-1] ^ 1]))
+    assert Checkpoint(base).sha256 == before

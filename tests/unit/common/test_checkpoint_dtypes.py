@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as torch_load
 from transformers import AutoModelForSequenceClassification
 
-from blindmerge.checkpoint import Checkpoint, CheckpointWriter, check_fine_tuned
+from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.errors import CheckpointInvalid, NotFinite
+from blindmerge.fine_tuned import check_fine_tuned
 from blindmerge.wire import from_wire, to_wire
 from support.jobs import (
     LABELS,

@@ -4,13 +4,13 @@ Pure functions of a state and a message. A message that fails a check raises and
 state as it was.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
 from blindmerge.encoding import Ring, to_wire
 from blindmerge.errors import JobAborted, ProtocolBroken, ShareInvalid, TooFewOwners
 from blindmerge.identity import Identity, Roster
 from blindmerge.secagg.adverts import Advert, check_adverts, commit_to_seed
+from blindmerge.secagg.digests import digest_of
 from blindmerge.secagg.keys import (
     KEY_BYTES,
     LABEL_SHARE,
@@ -157,17 +157,13 @@ def encode_part(manifest: SumManifest, part: int, statistic: Statistic) -> list[
     return [manifest.parts[part].encode(statistic, block - blocks.start) for block in blocks]
 
 
-def _digest(ring: Ring) -> bytes:
-    return hashlib.sha256(ring.data).digest()
-
-
 def commit_part(state: Ready | Masked, part: int, rings: Sequence[Ring]) -> Masked:
     """R2.2: fixes one part of the input of this run.
 
     Raises JobAborted if the part was fixed with other numbers before.
     """
     digests = tuple(
-        _digest(ring) for _, ring in zip(state.manifest.blocks_of(part), rings, strict=True)
+        digest_of(ring) for _, ring in zip(state.manifest.blocks_of(part), rings, strict=True)
     )
     known = state.digests if isinstance(state, Masked) else {}
     if known.get(part, digests) != digests:
@@ -213,7 +209,7 @@ class Masker:
         part, index = manifest.locate(block)
         if part not in self._state.digests:
             raise ProtocolBroken(f"part {part} of the input is not fixed yet")
-        if _digest(ring) != self._state.digests[part][index]:
+        if digest_of(ring) != self._state.digests[part][index]:
             raise JobAborted(
                 "the input of the secure sum changed after its masks were used",
                 hint="this owner must leave this attempt; nothing of the new input was sent",

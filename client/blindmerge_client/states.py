@@ -84,7 +84,7 @@ class Ready:
 class Masked:
     """R2: parts of the input are fixed; their blocks may be masked and sent, again and again.
 
-    digests: SHA-256 of each block, by part. Masking another input with the same keys would
+    digests: of each block, by part. Masking another input with the same keys would
     give away the difference, so a block that differs is refused after a restart too.
     """
 

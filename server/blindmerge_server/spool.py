@@ -3,7 +3,6 @@
 One folder per run, one file per owner; a block has its place in it. Memory holds one block.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Protocol
 
 from blindmerge.errors import ResourceMissing
 from blindmerge.files import save_private
+from blindmerge.secagg.digests import digest_of
 from blindmerge.secagg.manifest import SumManifest
 from blindmerge.secagg.persist import dump, load
 
@@ -30,14 +30,14 @@ class Blocks(Protocol):
         """Makes sure of all blocks of an owner; call it before the state is saved."""
 
     def read(self, seat: int, block: int, digest: bytes) -> bytes:
-        """The block, if its SHA-256 is still `digest`."""
+        """The block, if its digest is still `digest`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """An owner's answer with all blocks of a part was accepted.
 
-    size_bytes: of the answer.   digests: SHA-256 of each of the part's blocks.
+    size_bytes: of the answer.   digests: of each of the part's blocks.
     """
 
     seat: int
@@ -104,7 +104,7 @@ class Spool:
             yield load(Receipt, path.read_bytes())
 
     def read(self, seat: int, block: int, digest: bytes) -> bytes:
-        """The block, if its SHA-256 is still `digest`.
+        """The block, if its digest is still `digest`.
 
         Raises ResourceMissing if it is not there or is damaged.
         """
@@ -114,7 +114,7 @@ class Spool:
                 payload = stream.read(self._manifest.wire_bytes(block))
         except OSError as error:
             raise self._full("read", error) from error
-        if hashlib.sha256(payload).digest() != digest:
+        if digest_of(payload) != digest:
             raise ResourceMissing(
                 f"block {block} of seat {seat} is damaged in the spool",
                 hint="the sum is lost; check the disk before the next attempt",

@@ -10,12 +10,12 @@ there to name culprits and to stop early.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import ClassVar, TypeAlias
 
 from blindmerge.errors import ProtocolBroken, ShareInvalid, TooFewOwners
 from blindmerge.identity import Roster, verify
 from blindmerge.secagg.adverts import Advert, Adverts, commit_to_seed
+from blindmerge.secagg.digests import digest_of
 from blindmerge.secagg.graph import Holders
 from blindmerge.secagg.keys import ExchangeKey
 from blindmerge.secagg.manifest import SumManifest
@@ -139,7 +139,7 @@ class Dealing:
 
 @dataclass(frozen=True, slots=True)
 class Collecting:
-    """R2.   deals: of U2.   digests: SHA-256 of the blocks that the spool has, by seat."""
+    """R2.   deals: of U2.   digests: of the blocks that the spool has, by seat."""
 
     name: ClassVar[str] = "collecting"
     manifest: SumManifest
@@ -180,7 +180,7 @@ class Collecting:
             name = self.roster.name(seat)
             raise ProtocolBroken(f"'{name}' sent {size} bytes as block {block}, against the plan")
         mine = self.digests.get(seat, {})
-        digest = sha256(message.payload).digest()
+        digest = digest_of(message.payload)
         if _is_repeated(self.roster, seat, mine.get(block), digest):
             return self
         return replace(self, digests=self.digests | {seat: mine | {block: digest}})

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from time import perf_counter, process_time
 from types import SimpleNamespace
@@ -222,6 +221,7 @@ def solve_fusion_bench(_work: Work) -> Run:
 def server(owners: int) -> Run:
     """Blocks of all owners come, wait in the spool, are added, and the masks taken off."""
     from bench.secagg import situation
+    from blindmerge.secagg.digests import digest_of
     from blindmerge.secagg.secret import OsRandomness
     from blindmerge_server.spool import Spool
     from blindmerge_server.unmask import sum_statistic
@@ -238,7 +238,7 @@ def server(owners: int) -> Run:
                 for block in range(manifest.parts[0].blocks):
                     payload = rng.bytes(manifest.wire_bytes(block))  # masks make it random
                     spool.write(seat, block, payload)
-                    digests[seat][block] = sha256(payload).digest()
+                    digests[seat][block] = digest_of(payload)
                 spool.sync(seat)
             sum_statistic(
                 replace(state, digests=digests), spool, 0, threads=torch.get_num_threads()

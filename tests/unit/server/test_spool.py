@@ -1,11 +1,11 @@
 """The spool: blocks come back, damaged ones are noticed, and nothing else is in memory."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from blindmerge.encoding import Layout
 from blindmerge.errors import ResourceMissing
@@ -17,7 +17,7 @@ MANIFEST = manifest_for(ROSTER, parts=three_parts(3, bits=48))
 
 
 def _digest(payload: bytes) -> bytes:
-    return hashlib.sha256(payload).digest()
+    return blake3(payload).digest()
 
 
 def test_blocks_come_back_in_any_order_and_after_a_restart(tmp_path: Path) -> None:

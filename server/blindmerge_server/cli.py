@@ -39,16 +39,17 @@ def simulate(
     Every owner fine-tunes the base on its own texts, contributes its statistics and evaluates
     the merged model.
     """
-    # Imported here: `blindmerge --help` must not wait for torch.
-    from blindmerge_server.report.table import render
+    # Imported here: neither `blindmerge --help` nor a mistake in the file must wait for torch.
     from blindmerge_server.simulate.federation import default_federation, read_federation
+
+    described = read_federation(federation or default_federation())
+    from blindmerge_server.report.table import render
     from blindmerge_server.simulate.run import check_out, simulate
     from blindmerge_server.simulate.watch import Bars
 
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     console = Console()
     check_out(out)
-    described = read_federation(federation or default_federation())
     with Bars(Console(stderr=True)) as bars:
         report = simulate(described, out, cache.expanduser(), bars)
     render(report, console, folder=out)

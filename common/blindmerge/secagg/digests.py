@@ -17,4 +17,4 @@ _Numbers: TypeAlias = npt.NDArray[np.uint64]
 
 def digest_of(block: bytes | _Numbers) -> bytes:
     """BLAKE3 of a block's bytes, or of its numbers as they lie in memory; 32 bytes."""
-    return blake3(block if isinstance(block, bytes) else block.view(np.uint8)).digest()
+    return blake3(block if isinstance(block, bytes) else block.view(np.uint8).data).digest()

@@ -45,9 +45,10 @@ bench-privacy: $(INSTALLED)
 bench-masks: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/masks.py
 
-# MiniLM between network namespaces, and in a simulation: needs root and iproute2.
+# MiniLM between network namespaces, and in a simulation, which gives an owner one thread: needs root
+# and iproute2.
 bench-network: $(INSTALLED)
-	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/network.py
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/network.py
 
 # One thread, so that ratios mean something; numpy's sums and OpenSSL need no more.
 bench-secagg: $(INSTALLED)

@@ -80,7 +80,8 @@ class Jobs:
             if now < job.since - _CLOCK_SLACK_S:
                 raise PolicyRefused(
                     f"the clock is before the last change of job '{job.plan.job}'",
-                    hint="set the clock right",
+                    hint="set the clock right; if it was ahead then, accept, keep, approve or "
+                    "refuse that job again, which notes the time anew",
                 )
 
     def earlier(self, plan: Plan, dataset: str) -> tuple[Roster, ...]:

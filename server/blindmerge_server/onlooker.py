@@ -118,8 +118,9 @@ class JobShown:
         names = ", ".join(missing[:_MOST_NAMES])
         more = f" and {len(missing) - _MOST_NAMES} more" if len(missing) > _MOST_NAMES else ""
         return (
-            f"  {self._steps[self._closed]}: {self._asked - len(missing)} of {self._asked} "
-            f"answered in {duration(self._clock() - self._began_s)}; waiting for {names}{more}"
+            f"  {self._asked - len(missing)} of {self._asked} answered in "
+            f"{duration(self._clock() - self._began_s)}, waiting for {names}{more}: "
+            f"{self._steps[self._closed]}"
         )
 
     def _lasting(self, line: str) -> None:

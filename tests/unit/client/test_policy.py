@@ -285,6 +285,14 @@ def replace_masks(bits: int) -> Plan:
     return make_plan(masks=make_masks(4, bits=bits))
 
 
+def test_the_statement_says_that_a_head_that_is_kept_stays() -> None:
+    heads = PLAN.model_copy(update={"manifest": PLAN.manifest.with_head_kept, "labels": ()})
+    stays = "Your model's head stays with you: "
+    (line,) = (each for each in statement(heads, ROSTER, False) if each.startswith(stays))
+    assert set(line.removeprefix(stays).rstrip(".,").split(", ")) <= set(heads.manifest.kept)
+    assert not any(each.startswith(stays) for each in statement(PLAN, ROSTER, False))
+
+
 def test_the_statement_warns_of_a_plan_without_masks() -> None:
     assert any("WITHOUT MASKS" in line for line in statement(make_plan(), None, False))
 

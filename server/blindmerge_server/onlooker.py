@@ -75,6 +75,8 @@ class JobShown:
     def answered(self, node: int) -> None:
         """See `Onlooker`."""
         self._missing.discard(self._nodes[node])
+        if not self._missing:
+            self._draw(f"  all {self._asked} have answered: {self._steps[self._closed]}")
 
     def waits(self, node: int, why: str) -> None:
         """See `Onlooker`; said once in an exchange."""
@@ -86,11 +88,8 @@ class JobShown:
         """Shows where the exchange is that is open; call it now and then."""
         if not self._missing:
             return
-        if self._console.is_terminal:
-            if not self._live.is_started:
-                self._live.start()
-            self._live.update(Text(self._line(), no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif self._clock() - self._said_s > _LINE_EVERY_S:
+        self._draw(self._line())
+        if not self._console.is_terminal and self._clock() - self._said_s > _LINE_EVERY_S:
             self._said_s = self._clock()
             self._say(self._line())
 
@@ -112,6 +111,13 @@ class JobShown:
     def end(self) -> None:
         """Nothing more is shown."""
         self._live.stop()
+
+    def _draw(self, line: str) -> None:
+        """Makes it the last line of a terminal."""
+        if self._console.is_terminal:
+            if not self._live.is_started:
+                self._live.start()
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _line(self) -> str:
         missing = sorted(self._missing)

@@ -78,7 +78,8 @@ def test_a_terminal_shows_who_has_not_answered_yet(terminal: Screen) -> None:
     assert "1 of 3 answered in 1 min 30 s, waiting for anna, cleo: R0" in terminal.look()
     shown.answered(11)
     shown.answered(13)
-    assert terminal.look() == "", "all are there: nothing is waited for"
+    assert terminal.drawn.getvalue().endswith("  all 3 have answered: R0 advertise")
+    assert terminal.look() == "", "nothing is waited for"
     terminal.record.seconds["R0 advertise"] = 90.0
     shown.closed(1)
     assert terminal.drawn.getvalue().rstrip("\r\n").endswith((CLEAR, "\x1b[?25h"))

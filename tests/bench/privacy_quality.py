@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial, reduce
 from multiprocessing import get_context
@@ -270,30 +270,46 @@ def off_line(bench: Bench, own: Mapping[str, Path]) -> dict[str, float]:
 
 
 def measure(
-    bench: Bench, end_to_end: Sequence[float], epochs: int, lr: float, pool: Executor
+    bench: Bench,
+    end_to_end: Sequence[float],
+    epochs: int,
+    lr: float,
+    pool: Executor,
+    known: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Every line of the plot."""
-    own = own_models(bench)
-    lines = {
-        "off": pool.submit(off_line, bench, own),
-        "average": pool.submit(average_line, bench, own),
-    }
-    sums = collected(bench, own, pool)
-    print("collected", flush=True)
-    for epsilon in EPSILONS:
-        z = multiplier_for(epsilon, DELTA)
-        lines[f"statistics {epsilon:g}"] = pool.submit(noised_line, bench, own, sums, z)
+    """Every line of the plot that is not known yet."""
+    lines: dict[str, Future[dict[str, float]]] = {}
+    statistics = {f"statistics {epsilon:g}": epsilon for epsilon in EPSILONS}
+    if not known.keys() >= {"off", "average", *statistics}:
+        own = own_models(bench)
+        lines["off"] = pool.submit(off_line, bench, own)
+        lines["average"] = pool.submit(average_line, bench, own)
+        sums = collected(bench, own, pool)
+        print("collected", flush=True)
+        for name, epsilon in statistics.items():
+            z = multiplier_for(epsilon, DELTA)
+            lines[name] = pool.submit(noised_line, bench, own, sums, z)
     for epsilon in end_to_end:
         rho = 0.3 * rho_for(epsilon, DELTA)
         private = private_models(bench, epsilon, rho, epochs, lr, pool)
         lines[f"end-to-end average {epsilon:g}"] = pool.submit(average_line, bench, private)
         sums, z = collected(bench, private, pool), (2 * rho) ** -0.5
         lines[f"end-to-end {epsilon:g}"] = pool.submit(noised_line, bench, private, sums, z)
-    found = {}
+    found = dict(known)
     for name, line in lines.items():
         found[name] = line.result()
         print(name, found[name], flush=True)
     return found
+
+
+def known_lines(file: Path, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier run measured in the same setting, save models trained with noise."""
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    before = found.pop("setting")
+    same = all(before[name] == value for name, value in setting.items())
+    return {n: v for n, v in found.items() if not n.startswith("end-to-end")} if same else {}
 
 
 def _alone() -> None:
@@ -330,15 +346,20 @@ def main() -> None:
             multiplier=multiplier_for(8.0, DELTA),
         )
         print(f"{len(bench.groups)} groups, noise to signal {ratio:.1f} at epsilon 8", flush=True)
-        context = get_context("spawn")
-        with ProcessPoolExecutor(options.processes, mp_context=context, initializer=_alone) as pool:
-            found = measure(bench, options.end_to_end, options.epochs, options.learning_rate, pool)
-        found["setting"] = {
+        setting = {
             "groups": len(bench.groups),
             "examples": bench.examples,
             "tested": {domain: len(examples) for domain, examples in test.items()},
             "owners": len(bench.suite.train),
             "delta": DELTA,
+        }
+        known = known_lines(options.out / "privacy-emotion.json", setting)
+        context = get_context("spawn")
+        with ProcessPoolExecutor(options.processes, mp_context=context, initializer=_alone) as pool:
+            found = measure(
+                bench, options.end_to_end, options.epochs, options.learning_rate, pool, known
+            )
+        found["setting"] = setting | {
             "noise_to_signal_at_8": ratio,
             "training": {"rate": RATE, "clip": CLIP, "epochs": options.epochs},
             "lora": LORA.model_dump(mode="json"),

@@ -4,6 +4,7 @@ The reference is computed by hand in `support.plain_modules`.
 """
 
 import copy
+import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from support.plain_modules import (
     owners_of,
     texts,
 )
+from support.tree import ROOT
 
 METHOD = RegMean(ridge=0.01, rows_factor=0.0)
 each_case = pytest.mark.parametrize("case", CASES)
@@ -247,3 +249,8 @@ def test_a_base_of_another_shape_is_refused() -> None:
     state = dict(model.state_dict()) | {"head.weight": torch.zeros(4, WIDTH)}
     with pytest.raises(CheckpointInvalid, match=r"no 'head\.weight' of the shape \[3, 8\]"):
         module_evidence(model, state, block, texts(0))
+
+
+def test_the_example_runs_and_regmean_is_better_there_than_the_average() -> None:
+    errors = runpy.run_path(str(ROOT / "examples/plain_module.py"))["main"]()
+    assert errors["regmean"] < errors["average"]

@@ -1,6 +1,7 @@
 """Real numbers in the ring of integers modulo 2^bits (secagg/SPEC.md §4).
 
-A number is fixed point: q = rint(value * 2^e), stored modulo 2^bits in uint64. The exponents
+A number is fixed point: q = rint(value * 2^e), stored modulo 2^bits in uint64, or in uint32 for
+32 bits, where masks and sums take half the time and memory as well. The exponents
 e are public and part of what is signed: one per array, one per row, or, for the packed
 triangle of a symmetric matrix, one per row and column whose sum counts. They equilibrate:
 rows of very different size keep the same relative precision. A number that could make the
@@ -23,7 +24,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cached_property
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +53,17 @@ __all__ = [
     "uniform",
 ]
 
-Bits: TypeAlias = Literal[48, 64]
-"""Width of the ring: 64 by default, 48 for `compact` uploads of 6 bytes per number."""
+Bits: TypeAlias = Literal[32, 48, 64]
+"""Width of the ring: 64 by default, 48 and 32 for uploads of 6 and 4 bytes per number."""
 
-Ring: TypeAlias = npt.NDArray[np.uint64]
+Ring: TypeAlias = npt.NDArray[np.uint64] | npt.NDArray[np.uint32]
+"""uint32 for 32 bits; for 48 the upper 16 bits of uint64 have no meaning."""
+
 Factors: TypeAlias = Array | float
 """2^e for every number, or one for all; exact, and so is its reciprocal."""
 
+_UNSIGNED: Mapping[Bits, Any] = {32: np.uint32, 48: np.uint64, 64: np.uint64}
+_LITTLE: Mapping[Bits, str] = {32: "<u4", 48: "<u8", 64: "<u8"}
 MAX_EXPONENT = 512  # 2.0 ** +-512 and its inverse are normal float64 numbers
 _FIELDS_BYTES = 100  # keys and small numbers of an array, or of a layout: fewer
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -179,7 +184,7 @@ class Layout(BaseModel):
         """
         if dict(statistic.schema) != dict(self.shapes):
             raise SchemaMismatch("the statistic is not laid out as the manifest says")
-        ring = np.empty(self.block_size(block), dtype=np.uint64)
+        ring = self.zeros(block)
         for array, start, stop, at in self._parts(block):
             values = statistic[array.name].reshape(-1)[start:stop]
             ring[at : at + stop - start] = to_ring(
@@ -193,6 +198,10 @@ class Layout(BaseModel):
             part = ring[at : at + stop - start]
             flat = into[array.name].reshape(-1)
             flat[start:stop] = from_ring(part, array.factors(start, stop), self.bits)
+
+    def zeros(self, block: int) -> Ring:
+        """The zero of a block, to which what owners send is added."""
+        return np.zeros(self.block_size(block), dtype=_UNSIGNED[self.bits])
 
     def empty(self) -> dict[str, Array]:
         """Zeros for `decode` to write into."""
@@ -272,16 +281,20 @@ def to_ring(
             f"for {owners} owners",
             hint="the plan needs larger public bounds for this array, or the 64-bit ring",
         )
-    ring = np.rint(scaled, out=scaled).astype(np.int64).view(np.uint64)
+    rounded = np.rint(scaled, out=scaled)
+    if bits == 32:
+        return rounded.astype(np.int32).view(np.uint32)
+    ring = rounded.astype(np.int64).view(np.uint64)
     return ring & np.uint64(0xFFFF_FFFF_FFFF) if bits == 48 else ring
 
 
 def from_ring(ring: Ring, factors: Factors, bits: Bits) -> Array:
     """The numbers of a sum of `to_ring`; the upper half of the ring is negative."""
+    if bits == 32:
+        return np.asarray(ring.view(np.int32) * (1.0 / factors))
+    signed = ring.view(np.int64)
     if bits == 48:
-        signed = (ring << np.uint64(16)).view(np.int64) >> np.int64(16)
-    else:
-        signed = ring.view(np.int64)
+        signed = (signed << np.int64(16)) >> np.int64(16)
     return np.asarray(signed * (1.0 / factors))
 
 
@@ -295,15 +308,15 @@ def error_bound(total: Array, factors: Factors, owners: int) -> Array:
 
 
 def to_wire(ring: Ring, bits: Bits) -> bytes:
-    """Little-endian, 8 or 6 bytes per number."""
-    little = np.ascontiguousarray(ring, dtype="<u8")
-    if bits == 64:
+    """Little-endian, 8, 6 or 4 bytes per number."""
+    little = np.ascontiguousarray(ring, dtype=_LITTLE[bits])
+    if bits != 48:
         return little.tobytes()
     return little.view(np.uint8).reshape(-1, 8)[:, :6].tobytes()
 
 
 def from_wire(data: bytes, elements: int, bits: Bits) -> Ring:
-    """The numbers of `to_wire`; in 64 bits they are those of `data`, and cannot be written.
+    """The numbers of `to_wire`; but for 48 bits they are those of `data`, and cannot be written.
 
     Raises ProtocolBroken unless `data` holds exactly `elements` numbers.
     """
@@ -312,8 +325,8 @@ def from_wire(data: bytes, elements: int, bits: Bits) -> Ring:
             f"a block has {len(data)} bytes instead of {elements * bits // 8}",
             hint="both sides must run the same plan",
         )
-    if bits == 64:
-        return np.frombuffer(data, dtype="<u8").astype(np.uint64, copy=False)
+    if bits != 48:
+        return np.frombuffer(data, dtype=_LITTLE[bits]).astype(_UNSIGNED[bits], copy=False)
     wide = np.zeros((elements, 8), dtype=np.uint8)
     wide[:, :6] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 6)
     return wide.reshape(-1).view("<u8").astype(np.uint64, copy=False)
@@ -340,8 +353,9 @@ def calibrate(
     """A layout whose bounds are those of a public sample, times 2^margin_bits.
 
     sample: a statistic that everybody may know, such as the base model's on public text.
-    Packed Gram matrices (`...:gram`) get `triangle` exponents from their diagonal, since |G_ij|
-    is at most sqrt(G_ii G_jj); matrices one exponent per row, the rest one per array.
+    Packed Gram matrices (`...:gram`, `...:half-gram`) get `triangle` exponents from their
+    diagonal, since |G_ij| is at most sqrt(G_ii G_jj); matrices one exponent per row, the rest
+    one per array.
     floor_bits: no row counts as fainter than the largest number of its kind (`...:fisher`)
     times 2^-floor_bits; at owners it may be stronger than in the sample. Where a kind is zero
     throughout the sample the bound is 1, times 2^margin_bits.
@@ -355,7 +369,7 @@ def calibrate(
         magnitude = np.abs(sample[name])
         kind: Literal["uniform", "rows", "triangle"] = "uniform"
         rows = np.atleast_1d(magnitude.max())
-        if name.endswith(":gram") and len(shape) == 1:
+        if name.endswith((":gram", ":half-gram")) and len(shape) == 1:
             kind = "triangle"
             width = (math.isqrt(8 * shape[0] + 1) - 1) // 2
             rows = packed_diagonal(magnitude, width)

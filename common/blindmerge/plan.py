@@ -27,7 +27,7 @@ from blindmerge.errors import (
 )
 from blindmerge.identity import Roster
 from blindmerge.manifest import ARCHITECTURES, Block, Manifest
-from blindmerge.merge import AnyMethod, Evidence
+from blindmerge.merge import AnyMethod, Evidence, LeastSquares
 from blindmerge.privacy.accountant import check_delta
 from blindmerge.privacy.mechanism import MOST_UNITS
 from blindmerge.privacy.terms import REASONS, Noise, alone, gram_groups
@@ -35,9 +35,11 @@ from blindmerge.secagg.manifest import LEAST_OWNERS, SumManifest, Thresholds
 from blindmerge.secagg.masks import Prg
 from blindmerge.tasks import Task, check_labels
 
-__all__ = ["Masks", "Plan"]
+__all__ = ["Masks", "Plan", "check_width"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_LEAST_NARROW_RIDGE = 0.01  # with numbers of 32 bits
+_MOST_NARROW_OWNERS = 100
 _LONGEST_BYTES = 1 << 22  # a plan has a line for each tensor, perhaps 100 bytes
 _REST_OF_MANIFEST_BYTES = 4096  # hashes, thresholds, parameters of the noise
 _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -47,7 +49,8 @@ class Masks(BaseModel):
     """How the sums of a job are hidden from the server (secagg/SPEC.md).
 
     roster: SHA-256 of the roster of owners.   thresholds: how many of them it takes.
-    bits: width of the ring, 48 for smaller uploads.   prg: what makes the masks.
+    bits: width of the ring, 48 or 32 for smaller uploads (`check_width`).
+    prg: what makes the masks.
     """
 
     model_config = _STRICT
@@ -110,6 +113,14 @@ class Plan(BaseModel):
                 raise ValueError("owners that keep their heads have labels of their own")
         except ValueError as error:
             raise ValueError(f"labels: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _width_fits(self) -> "Plan":
+        if self.masks != "off":
+            check_width(self.masks.bits, self.method, self.masks.thresholds.owners)
+            if self.masks.bits == 32 and self.noise != "off" and self.noise.grams is not None:
+                raise ValueError("32 bits are too few for noise and what it hides")
         return self
 
     @model_validator(mode="after")
@@ -200,6 +211,30 @@ class Plan(BaseModel):
         if len(data) > _LONGEST_BYTES:
             raise PeerInvalid(f"the plan is longer than {_LONGEST_BYTES:,} bytes")
         return canonical.decode_as(cls, data, "the plan")
+
+
+def check_width(bits: Bits, method: AnyMethod, owners: int) -> None:
+    """Raises ValueError if numbers of 32 bits are too coarse for what a method makes of sums.
+
+    Of few owners they keep a row's public bound times 2^-16, and so about 2^-12 of its largest
+    number (measured: `tests/bench/README.md`). A mean is as exact as that; equations are, if a
+    ridge bounds what they make of it.
+    """
+    if bits != 32:
+        return
+    reason = None
+    if owners > _MOST_NARROW_OWNERS:
+        reason = f"{owners} owners need more room, the most are {_MOST_NARROW_OWNERS}"
+    elif Evidence.FISHER in method.needs:
+        reason = "Fisher information differs by more than that from weight to weight"
+    elif getattr(method, "weighting", "equal") != "equal":
+        reason = 'weighting = "tokens" makes room for the owner with the most tokens'
+    elif isinstance(method, LeastSquares) and method.halves:
+        reason = 'shrinkage = "two-fold" may choose too small a ridge'
+    elif isinstance(method, LeastSquares) and method.ridge < _LEAST_NARROW_RIDGE:
+        reason = f"its ridge of {method.ridge:g} is below {_LEAST_NARROW_RIDGE:g}"
+    if reason is not None:
+        raise ValueError(f"32 bits are too few for '{method.name}': {reason}; take 48 or 64")
 
 
 def _check_noise(plan: Plan, noise: Noise) -> None:

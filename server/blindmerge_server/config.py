@@ -28,6 +28,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 
 from blindmerge.encoding import Bits
@@ -36,6 +37,8 @@ from blindmerge.files import replacing, save_private
 from blindmerge.identity import Identity, Member, Roster
 from blindmerge.merge import AnyMethod
 from blindmerge.mistakes import shown
+from blindmerge.plan import check_width
+from blindmerge.secagg.manifest import LEAST_OWNERS
 from blindmerge.secagg.secret import Secret
 from blindmerge.settings import check_model, check_private, read_settings, refusal
 from blindmerge_server.certificates import Credentials, renewed, trouble
@@ -102,7 +105,7 @@ class JobSettings(BaseModel):
     colluders: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="so many owners may be in league with the server"
     )
-    bits: Bits = Field(default=64, description="64, or 48 for smaller uploads")
+    bits: Bits = Field(default=64, description="64, or 48 or 32 for smaller uploads")
     noise: NoiseSettings | None = Field(
         default=None, description="a [noise] table: noise with a proof, none without it"
     )
@@ -112,6 +115,11 @@ class JobSettings(BaseModel):
     patience_hours: Annotated[float, Field(gt=0, le=8760, allow_inf_nan=False)] = Field(
         default=12.0, description="an owner that is silent for so long is out"
     )
+
+    @model_validator(mode="after")
+    def _width_fits(self) -> Self:
+        check_width(self.bits, self.method, LEAST_OWNERS)  # how many there are, the plan tells
+        return self
 
     @classmethod
     def read(cls, file: Path) -> Self:

@@ -57,7 +57,8 @@ examples = 1000
 # Tokens after which a text is cut.
 max_length = 128
 
-# Width of the numbers under masks: 64, or 48 for smaller uploads.
+# Width of the numbers under masks: 64, or 48 or 32 for smaller uploads. 32 bits are for the
+# average and its relatives, and for regmean and progressive with a ridge of 0.01 or more.
 bits = 64
 
 # So many owners may be in league with the server; without it, a third of the roster.

@@ -2,8 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from blindmerge.encoding import Ring, from_wire
 from blindmerge.secagg.keys import ExchangeKey, block_key, pair_key
 from blindmerge.secagg.masks import apply_masks
@@ -53,7 +51,7 @@ def sum_statistic(state: Unmasking, blocks: Blocks, part: int, *, threads: int =
 
     def open_block(block: int) -> None:
         size = layout.block_size(block - first)
-        total = np.zeros(size, dtype=np.uint64)
+        total = layout.zeros(block - first)
         for seat in sets.u3:
             payload = blocks.read(seat, block, state.digests[seat][block])
             total += from_wire(payload, size, layout.bits)

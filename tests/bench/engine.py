@@ -163,10 +163,12 @@ def upload() -> dict[str, float]:
     everything = triangles + 2 * weights  # deltas and moments
     return {
         "triangles, numbers": triangles / naive,
-        "triangles, 48 bits": triangles * 6 / (naive * 4),
-        "triangles, 64 bits": triangles * 8 / (naive * 4),
+        **{f"triangles, {bits} bits": triangles * bits / (naive * 32) for bits in (32, 48, 64)},
         "all that is sent, numbers": everything / (naive + weights),
-        "all that is sent, 48 bits": everything * 6 / ((naive + weights) * 4),
+        **{
+            f"all that is sent, {bits} bits": everything * bits / ((naive + weights) * 32)
+            for bits in (32, 48, 64)
+        },
     }
 
 

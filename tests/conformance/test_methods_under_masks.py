@@ -194,10 +194,20 @@ def assert_sum_in_bound(total: Statistic, statistics: Sequence[Statistic], layou
             assert abs(Fraction(float(decoded)) - exact) <= Fraction(float(bounds[place]))
 
 
+LARGEST_ERROR = {64: 1e-13, 48: 1e-9, 32: 1e-9 * 2**16}
+
+
 @pytest.mark.parametrize("gone", [{}, {DROPPED: "R2"}], ids=["everybody", "one drop-out"])
-@pytest.mark.parametrize("bits", [64, 48])
 @pytest.mark.parametrize("rule", [calibrated, one_bound], ids=["calibrated", "one bound"])
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+@pytest.mark.parametrize(
+    ("method", "bits"),
+    [
+        pytest.param(method, bits, id=f"{name}, {bits} bits")
+        for name, method in METHODS.items()
+        for bits in LARGEST_ERROR
+        if bits != 32 or name != "fisher"
+    ],
+)
 def test_masks_change_nothing_beyond_the_rounding(
     method: MergeMethod, rule: Rule, bits: Bits, gone: Mapping[int, str]
 ) -> None:
@@ -218,7 +228,7 @@ def test_masks_change_nothing_beyond_the_rounding(
     for name in BLOCK.shapes:
         assert (np.abs(merged[name] - expected[name]) <= atol[name]).all(), name
         # Merged numbers are 0.1 to 1.5: relative errors are at most ten times as large.
-        assert atol[name].max() < (1e-13 if bits == 64 else 1e-9)
+        assert atol[name].max() < LARGEST_ERROR[bits]
 
 
 FAINT, UNUSED = "dense.weight", "words.weight"

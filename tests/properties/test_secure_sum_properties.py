@@ -29,7 +29,7 @@ from support.secure_sum import (
 
 @given(
     size=st.integers(3, 9),
-    bits=st.sampled_from((48, 64)),
+    bits=st.sampled_from((32, 48, 64)),
     prg=st.sampled_from(("aes-256-ctr", "chacha20")),
     block_elements=st.sampled_from((1, 3, 7, 100)),
     several=st.booleans(),

@@ -2,8 +2,9 @@
 
 A mask of a block is the keystream of AES-256 in counter mode (NIST SP 800-38A; the first
 counter is zero) or of ChaCha20 (RFC 8439; counter and nonce zero), read as little-endian
-uint64. Every key masks one block only. Adding wraps modulo 2^64; for the 48-bit ring the
-upper 16 bits are meaningless and never leave the machine.
+numbers as wide as those of the ring in memory: uint32 for 32 bits, else uint64. Every key masks
+one block only. Adding wraps modulo 2^32 or 2^64; for the 48-bit ring the upper 16 bits are
+meaningless and never leave the machine.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def apply_masks(
 ) -> None:
     """Adds the masks of the keys `plus` to `ring` and subtracts those of `minus`, in place.
 
-    ring: uint64, C-contiguous; a whole block.   threads: each takes a part of the block;
+    ring: C-contiguous; a whole block.   threads: each takes a part of the block;
     OpenSSL and numpy run outside of the interpreter's lock.
     Extra memory: one chunk per thread, and one cipher per key and thread.
     """
@@ -54,13 +55,14 @@ def apply_masks(
 def _mask_part(
     ring: Ring, first: int, plus: Sequence[Secret], minus: Sequence[Secret], prg: Prg
 ) -> None:
-    adding = [_keystream(key, first, prg) for key in plus]
-    subtracting = [_keystream(key, first, prg) for key in minus]
-    buffer = bytearray(8 * min(CHUNK_ELEMENTS, len(ring)))
-    stream = np.frombuffer(buffer, dtype="<u8")
+    size = ring.itemsize
+    adding = [_keystream(key, size * first, prg) for key in plus]
+    subtracting = [_keystream(key, size * first, prg) for key in minus]
+    buffer = bytearray(size * min(CHUNK_ELEMENTS, len(ring)))
+    stream = np.frombuffer(buffer, dtype=ring.dtype.newbyteorder("<"))
     for at in range(0, len(ring), CHUNK_ELEMENTS):
         chunk = ring[at : at + CHUNK_ELEMENTS]
-        zeros = memoryview(_ZEROS)[: 8 * len(chunk)]
+        zeros = memoryview(_ZEROS)[: size * len(chunk)]
         for cipher in adding:
             cipher.update_into(zeros, buffer)
             np.add(chunk, stream[: len(chunk)], out=chunk)
@@ -70,9 +72,9 @@ def _mask_part(
 
 
 def _keystream(key: Secret, first: int, prg: Prg) -> CipherContext:
-    """A cipher that goes on at number `first`, a multiple of the chunk."""
+    """A cipher that goes on at byte `first`, where a chunk begins."""
     if prg == "aes-256-ctr":
-        counter = (first // 2).to_bytes(16, "big")  # 16 bytes per counter
+        counter = (first // 16).to_bytes(16, "big")  # 16 bytes per counter
         return Cipher(algorithms.AES256(key.reveal()), modes.CTR(counter)).encryptor()
-    counter = (first // 8).to_bytes(4, "little") + bytes(12)  # 64 bytes per counter
+    counter = (first // 64).to_bytes(4, "little") + bytes(12)  # 64 bytes per counter
     return Cipher(algorithms.ChaCha20(key.reveal(), counter), mode=None).encryptor()

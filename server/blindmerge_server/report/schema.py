@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from blindmerge.adapter import AdapterReport
+from blindmerge.encoding import Bits
 from blindmerge.files import replacing
 from blindmerge.merge import LayerReport
 from blindmerge.tasks import Task
@@ -79,7 +80,7 @@ class Masks(BaseModel):
     owners: Count = Field(description="owners in the roster")
     least_owners: Count = Field(description="owners that must stay to the end, or there is no sum")
     colluders: Count = Field(description="so many owners may help the server without effect")
-    bits: Literal[48, 64] = Field(description="width of the numbers under masks")
+    bits: Bits = Field(description="width of the numbers under masks")
     roster_sha256: Sha256 = Field(description="hash of the roster that owners pin")
 
 

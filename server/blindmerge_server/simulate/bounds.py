@@ -4,15 +4,15 @@ The ring needs exponents that everybody may know (secagg/SPEC.md §4). They are 
 that has no data: its model is the base with noise on every tensor, its texts are random words
 of the tokenizer. What such an owner would send, times a margin, bounds what a real one sends.
 
-How large a margin: the demo's owners send Gram matrices, moments and changes of weights at
-most 2^3 times those of the made-up owner, row by row. Fisher information varies more, up to
-2^20 for a row, since a trained head and real words give other gradients; but by 2^11 at most
-beyond the largest of its block, so that is what bounds it.
+How large a margin: the demo's owners send changes of weights at most 2^4 times those of the
+made-up owner, moments 2^8 times, and diagonals of Gram matrices 2^9 times, row by row, but for
+rows that are faint in the made-up owner. Fisher
+information varies more, up to 2^20 for a row, since a trained head and real words give other
+gradients; but by 2^11 at most beyond the largest of its block, so that is what bounds it.
 """
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,10 +27,10 @@ from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.encoding import Bits, Layout, calibrate
 from blindmerge.errors import PeerInvalid
 from blindmerge.files import replacing
-from blindmerge.merge import Evidence, Fisher
+from blindmerge.merge import Evidence
 from blindmerge.plan import Plan
 from blindmerge.privacy.terms import gram_groups
-from blindmerge.statistic import Array
+from blindmerge.statistic import Array, Statistic
 from blindmerge_client.collect.whitening import Whitening
 from blindmerge_client.images import found_image
 from blindmerge_client.models import load_model, load_tokenizer
@@ -43,11 +43,16 @@ __all__ = ["Layouts", "cached_layouts", "public_layouts"]
 Layouts = tuple[tuple[Layout, ...], ...]
 """For each sum of a plan, the layout of each of its parts."""
 
-_RULE = 3  # rises when the same plan gets other bounds
+_RULE = 4  # rises when the same plan gets other bounds
 _TEXTS = 16
 _MOST_TOKENS = 128  # of a made-up text
 _MOVE = 1 / 8  # of a tensor's root mean square: more than fine-tuning moves it
 _MOVE_OF_ZERO = 1 / 64  # of tensors that are zero in the base, such as a new head's bias
+_MARGIN_BITS: Mapping[Bits, int] = {32: 12, 48: 12, 64: 16}
+"""By how many bits owners may exceed the sample; bits that are left over are precision."""
+_SPARED_BITS: Mapping[Bits, int] = {32: 4, 48: 4, 64: 0}
+"""By how many fewer in changes of weights."""
+
 _BLOCK_ELEMENTS = 1 << 21  # 16 MiB in 64 bits
 
 
@@ -82,7 +87,9 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
         raise PeerInvalid("a plan without masks has no layouts")
     sampled = plan.model_copy(update={"method": plan.method.for_sample(), "noise": "off"})
     bits, owners = plan.masks.bits, plan.masks.thresholds.owners
-    margin_bits, floor_bits = _margin(plan, bits)
+    margin_bits, spared_bits, floor_bits = _MARGIN_BITS[bits], _SPARED_BITS[bits], 8
+    if Evidence.FISHER in plan.method.needs:
+        margin_bits, spared_bits, floor_bits = 15, 0, 0
     rng = np.random.default_rng(0)  # public, and the same everywhere
     layouts = []
     with TemporaryDirectory(prefix="blindmerge-bounds-") as folder:
@@ -94,7 +101,7 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
             layouts.append(
                 tuple(
                     calibrate(
-                        session.contribute(block),
+                        _typical(session.contribute(block), plan, spared_bits),
                         margin_bits=margin_bits,
                         floor_bits=floor_bits,
                         owners=owners,
@@ -107,7 +114,7 @@ def public_layouts(plan: Plan, base: Path) -> Layouts:
             if plan.method.progressive:
                 for block in blocks:
                     session.receive(checkpoint.read(plan.blocks[block].shapes))
-    return _with_noise(plan, base, tuple(layouts), margin_bits)
+    return _with_noise(plan, base, tuple(layouts), margin_bits - spared_bits)
 
 
 def _with_noise(plan: Plan, base: Path, layouts: Layouts, margin_bits: int) -> Layouts:
@@ -135,16 +142,22 @@ def _image(path: Path, rng: np.random.Generator) -> Text:
     return found_image(Image(str(path)), path.parent, "a made-up image")
 
 
-def _margin(plan: Plan, bits: Bits) -> tuple[int, int]:
-    """By how many bits owners may exceed the sample, and how faint a row of it may be."""
-    # Counts, and whatever is not divided by them, grow with the tokens of an owner.
+def _typical(sample: Statistic, plan: Plan, spared_bits: int) -> Statistic:
+    """The made-up owner's statistic as it would be of as many tokens as the plan allows.
+
+    Counts grow with them, and so does whatever is not divided by them, but nothing else.
+    spared_bits: of the margin, which changes of weights do not need.
+    """
     times = plan.examples * plan.max_length / (_TEXTS * min(plan.max_length, _MOST_TOKENS))
-    growth = max(0, math.ceil(math.log2(times)))
-    if isinstance(plan.method, Fisher) and plan.method.weighting == "equal":
-        growth = 0  # all of it is divided; and bits that are left over are precision
-    if Evidence.FISHER in plan.method.needs:
-        return growth + 15, 0
-    return growth + (16 if bits == 64 else 8), 8
+    divided = getattr(plan.method, "weighting", "equal") == "equal"
+    arrays = {}
+    for name, array in sample.arrays.items():
+        kind = name.rpartition(":")[2]
+        factor = 1.0 if divided and kind != "rows" else max(1.0, times)
+        if kind == "delta":
+            factor *= 2.0**-spared_bits
+        arrays[name] = factor * array
+    return Statistic(sample.schema, arrays)
 
 
 def _moved(base: Checkpoint, folder: Path, rng: np.random.Generator) -> Path:

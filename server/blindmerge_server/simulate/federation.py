@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,11 +22,14 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 
 from blindmerge import canonical
+from blindmerge.encoding import Bits
 from blindmerge.merge import AnyMethod
 from blindmerge.mistakes import Tables, explain, listed, owner_key, owner_names, shown
+from blindmerge.plan import check_width
 from blindmerge.settings import check_file, check_model, read_toml, refusal
 from blindmerge.tasks import Task, check_labels
 from blindmerge_client.data import SUFFIXES
@@ -143,8 +146,10 @@ class Job(BaseModel):
         default=None,
         description="so many owners may help the server; leave out for a third of them, at least 1",
     )
-    bits: Literal[48, 64] = Field(
-        default=64, description="width of the numbers under masks; 48 is a quarter less to send"
+    bits: Bits = Field(
+        default=64,
+        description="width of the numbers under masks: 64, or 48 or 32 for a quarter or half less "
+        "to send",
     )
     examples: Annotated[int, Field(ge=1)] = Field(
         default=1000,
@@ -220,6 +225,13 @@ class Federation(BaseModel):
         alias="owner", description="at least two [[owner]] tables"
     )
     _file: Path = PrivateAttr(default=Path("the federation"))
+
+    @model_validator(mode="after")
+    def _width_fits(self) -> Self:
+        if self.job.masks == "on":
+            for method in self.job.methods.values():
+                check_width(self.job.bits, method, len(self.owners))
+        return self
 
     def labels_of(self, owner: Owner) -> tuple[str, ...]:
         """The labels of an owner's data and head."""

@@ -15,6 +15,7 @@ import cbor2
 import numpy as np
 import pytest
 
+from blindmerge.encoding import Bits
 from blindmerge.secagg.adverts import Advert
 from blindmerge.secagg.manifest import SumManifest
 from blindmerge.secagg.messages import Block, Deal, MyAdvert, Opening
@@ -22,26 +23,24 @@ from blindmerge_client.rounds import encode_part
 from support.second_crypto import chacha20_stream, hkdf_sha256, x25519
 from support.secure_sum import Federation, federation, manifest_for, three_parts
 
+WHOLE = {64: "secure_sum_four_owners.json", 32: "secure_sum_four_owners_32_bits.json"}
 VECTORS = Path(__file__).parents[2] / "vectors"
 OWNERS = 4
 PRIME = 2**256 + 297
 
 
-def _run(attempt: int) -> Federation:
+def _run(bits: Bits) -> dict[str, Any]:
     """Four owners, of whom the last vanishes after it dealt its shares."""
     owners = federation(OWNERS)
     owners.gone = {3: "R2"}
-    owners.run(_manifest(owners, attempt))
-    return owners
+    # Three parts of 2, 1 and 3 blocks.
+    parts = three_parts(OWNERS, bits=bits)
+    manifest = manifest_for(owners.roster, prg="chacha20", parts=parts, attempt=0)
+    owners.run(manifest)
+    return _recorded(owners, manifest)
 
 
-def _manifest(owners: Federation, attempt: int) -> SumManifest:
-    """Three parts of 2, 1 and 3 blocks."""
-    return manifest_for(owners.roster, prg="chacha20", parts=three_parts(OWNERS), attempt=attempt)
-
-
-def _recorded(owners: Federation, attempt: int) -> dict[str, Any]:
-    manifest = _manifest(owners, attempt)
+def _recorded(owners: Federation, manifest: SumManifest) -> dict[str, Any]:
     said: dict[str, Any] = {"adverts": [], "deals": [], "blocks": [], "openings": []}
     for seat, message in owners.sent:
         match message:
@@ -82,6 +81,7 @@ def _derived(secret: bytes, label: str, salt: bytes, *context: object) -> bytes:
 
 def _masked_block(vector: dict[str, Any], seat: int, block: int) -> bytes:
     """y of one owner and block from the keys of the vector."""
+    width, bits = ("I", 32) if _bits(vector) == 32 else ("Q", 64)
     salt = bytes.fromhex(vector["hash"])
     numbers = vector["inputs"][seat][block]
     streams = [(1, bytes.fromhex(vector["seeds"][seat]))]
@@ -93,24 +93,59 @@ def _masked_block(vector: dict[str, Any], seat: int, block: int) -> bytes:
     total = list(numbers)
     for sign, secret in streams:
         key = _derived(secret, "blindmerge/1 block", salt, block)
-        stream = struct.unpack(f"<{len(total)}Q", chacha20_stream(key, 8 * len(total)))
-        total = [(y + sign * m) % 2**64 for y, m in zip(total, stream, strict=True)]
-    return struct.pack(f"<{len(total)}Q", *total)
+        stream = chacha20_stream(key, bits // 8 * len(total))
+        mask = struct.unpack(f"<{len(total)}{width}", stream)
+        total = [(y + sign * m) % 2**bits for y, m in zip(total, mask, strict=True)]
+    return struct.pack(f"<{len(total)}{width}", *total)
 
 
-def test_the_machines_still_say_what_they_said() -> None:
-    vector = _vector("secure_sum_four_owners.json")
+def _bits(vector: dict[str, Any]) -> int:
+    (bits,) = {part["bits"] for part in cbor2.loads(bytes.fromhex(vector["manifest"]))["parts"]}
+    return int(bits)
+
+
+@pytest.mark.parametrize("bits", WHOLE)
+def test_the_machines_still_say_what_they_said(bits: Bits) -> None:
+    vector = _vector(WHOLE[bits])
     reason = vector.pop("reason")
-    assert _recorded(_run(attempt=0), attempt=0) == vector
+    assert _bits(vector) == bits
+    assert _run(bits) == vector
     assert "second implementation" in reason
 
 
-def test_a_second_implementation_masks_alike() -> None:
-    vector = _vector("secure_sum_four_owners.json")
+@pytest.mark.parametrize("name", WHOLE.values())
+def test_a_second_implementation_masks_alike(name: str) -> None:
+    vector = _vector(name)
     assert hashlib.sha256(bytes.fromhex(vector["manifest"])).hexdigest() == vector["hash"]
     assert [block for seat, block, _ in vector["blocks"] if seat == 0] == list(range(6))
     for seat, block, payload in vector["blocks"]:
         assert _masked_block(vector, seat, block).hex() == payload
+
+
+@pytest.mark.parametrize("bits", WHOLE)
+def test_a_second_implementation_reads_the_numbers_and_adds_them(bits: Bits) -> None:
+    """Inputs are round(value 2^e) modulo 2^w; their sum, signed, times 2^-e is the sum."""
+    vector, owners = _vector(WHOLE[bits]), federation(OWNERS)
+    parts = three_parts(OWNERS, bits=bits)
+    manifest = manifest_for(owners.roster, prg="chacha20", parts=parts, attempt=0)
+    # 2^8 is the bound; of four owners 2^e times that may be 2^(w - 4), 2^(w - 3) is too much.
+    assert {e for part in parts for a in part.arrays for e in a.scale.exponents} == {bits - 12}
+    first = 0
+    for part, layout in enumerate(parts):
+        blocks = range(first, first + layout.blocks)
+        first += layout.blocks
+        sums = []
+        for columns in zip(
+            *([x for b in blocks for x in vector["inputs"][seat][b]] for seat in range(3)),
+            strict=True,
+        ):
+            total = sum(columns) % 2**bits
+            sums.append((total - 2**bits if total >= 2 ** (bits - 1) else total) / 2 ** (bits - 12))
+        inputs = [owners.input(seat, manifest, part) for seat in range(3)]
+        flat = [np.concatenate([each[n].reshape(-1) for n in layout.shapes]) for each in inputs]
+        step = 2.0 ** -(bits - 12)
+        atol = 3 * step / 2 + 2.0**-50 * float(np.abs(flat).max())
+        np.testing.assert_allclose(sums, np.sum(flat, axis=0), rtol=0, atol=atol)
 
 
 def test_a_second_implementation_finds_the_same_secrets_in_the_openings() -> None:

@@ -1,5 +1,8 @@
 """Layouts: blocks, refusals, calibration."""
 
+import itertools
+from typing import Any, get_args
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -13,6 +16,7 @@ from blindmerge.encoding import (
     calibrate,
     error_bound,
     exponent_for,
+    from_ring,
     from_wire,
     largest_scaled_log2,
     longest_layout_bytes,
@@ -23,6 +27,7 @@ from blindmerge.encoding import (
 from blindmerge.errors import NotFinite, Overflow, ProtocolBroken, SchemaMismatch
 from blindmerge.statistic import Array, Statistic, pack_symmetric
 
+ALL_BITS: tuple[Bits, ...] = get_args(Bits)
 SCHEMA = {"weight": (1,), "a:delta": (5, 3), "g:gram": (10,)}
 
 
@@ -40,7 +45,7 @@ def _statistic(seed: int, scale: float = 1.0) -> Statistic:
 def _sum_by_blocks(layout: Layout, statistics: list[Statistic]) -> dict[str, Array]:
     total = layout.empty()
     for block in range(layout.blocks):
-        ring = np.zeros(layout.block_size(block), dtype=np.uint64)
+        ring = layout.zeros(block)
         for statistic in statistics:
             data = to_wire(layout.encode(statistic, block), layout.bits)
             assert len(data) == layout.wire_bytes(block)
@@ -49,7 +54,7 @@ def _sum_by_blocks(layout: Layout, statistics: list[Statistic]) -> dict[str, Arr
     return total
 
 
-@pytest.mark.parametrize("bits", [48, 64])
+@pytest.mark.parametrize("bits", [32, 48, 64])
 @pytest.mark.parametrize("block_elements", [1, 7, 26, 1000])
 def test_blocks_of_any_size_give_the_same_sum(bits: Bits, block_elements: int) -> None:
     statistics = [_statistic(seed) for seed in range(3)]
@@ -113,11 +118,11 @@ def test_overflow_is_refused_and_tells_no_number() -> None:
 
 
 def test_the_bound_itself_fits_and_twice_it_does_not() -> None:
-    for owners in (3, 4, 5, 100):
-        factor = 2.0 ** exponent_for(7, owners, 64)
-        to_ring(np.array([128.0, -128.0]), factor, owners, 64)
-        with pytest.raises(Overflow):
-            to_ring(np.array([256.0]), factor, owners, 64)
+    for owners, bits in itertools.product((3, 4, 5, 100), ALL_BITS):
+        factor = 2.0 ** exponent_for(7, owners, bits)
+        to_ring(np.array([128.0, -128.0]), factor, owners, bits)
+        with pytest.raises(Overflow, match=f"ring of {bits} bits"):
+            to_ring(np.array([256.0]), factor, owners, bits)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -141,12 +146,42 @@ def test_another_schema_is_refused() -> None:
         layout.encode(_statistic(0), 0)
 
 
-def test_a_block_of_the_wrong_length_is_refused() -> None:
-    data = to_wire(np.arange(4, dtype=np.uint64), 48)
-    assert from_wire(data, 4, 48).tolist() == [0, 1, 2, 3]
-    for length in (0, 23, 25):
+@pytest.mark.parametrize(("bits", "dtype"), [(32, np.uint32), (48, np.uint64)])
+def test_a_block_of_the_wrong_length_is_refused(bits: Bits, dtype: Any) -> None:
+    data = to_wire(np.arange(4, dtype=dtype), bits)
+    assert from_wire(data, 4, bits).tolist() == [0, 1, 2, 3]
+    for length in (0, bits // 2 - 1, bits // 2 + 1):
         with pytest.raises(ProtocolBroken, match=f"{length} bytes"):
-            from_wire((data + data)[:length], 4, 48)
+            from_wire((data + data)[:length], 4, bits)
+
+
+@pytest.mark.parametrize(
+    ("bits", "wire"),
+    [
+        (32, "18000000 f0ffffff ffffff3f 00000080"),
+        (48, "180000000000 f0ffffffffff ffffff3f0000 00000080ffff"),
+        (64, "1800000000000000 f0ffffffffffffff ffffff3f00000000 00000080ffffffff"),
+    ],
+)
+def test_numbers_on_the_wire_by_hand(bits: Bits, wire: str) -> None:
+    # 1.5 and -1 times 2^4; 2^30 - 1 and -(2^31), the last of two owners of 32 bits.
+    ring = to_ring(np.array([1.5, -1.0, 2.0**26 - 2.0**-4]), 16.0, 1, bits)
+    assert to_wire(ring, bits).hex() == "".join(wire.split()[:3])
+    half = to_ring(np.array([-(2.0**26)]), 16.0, 1, bits)
+    data = bytes.fromhex(wire.split()[3])
+    assert to_wire(half + half, bits) == data
+    assert from_ring(from_wire(data, 1, bits), 16.0, bits).tolist() == [-(2.0**27)]
+
+
+@pytest.mark.parametrize("bits", [32, 48, 64])
+def test_a_sum_that_passes_zero_many_times_comes_out_right(bits: Bits) -> None:
+    # Modulo 2^w they are 2^w - 3, 5, 2^w - 4, 1; from one to the next the sum wraps around.
+    sums = []
+    total = to_ring(np.zeros(1), 1.0, 4, bits)
+    for number in (-3.0, 5.0, -4.0, 1.0):
+        total += to_ring(np.array([number]), 1.0, 4, bits)
+        sums.append(from_ring(total, 1.0, bits).item())
+    assert sums == [-3.0, 2.0, -2.0, -1.0]
 
 
 def test_exponents_must_fit_the_shape() -> None:

@@ -257,7 +257,7 @@ def test_plan_with_a_label_twice_cannot_be_made() -> None:
     [
         ("roster", "f" * 63),
         ("roster", b"f" * 32),
-        ("bits", 32),
+        ("bits", 16),
         ("prg", "rc4"),
         ("thresholds", {**MASKS.thresholds.model_dump(), "threshold": 2}),
         ("thresholds", {**MASKS.thresholds.model_dump(), "owners": 2}),
@@ -267,6 +267,40 @@ def test_plan_with_a_label_twice_cannot_be_made() -> None:
 def test_wrong_masks_are_refused(name: str, wrong: object) -> None:
     error = _refused(lambda value: value["masks"].update({name: wrong}), MASKS)
     assert "masks" in error.message
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ({"name": "fisher"}, "'fisher': Fisher information differs"),
+        ({"name": "progressive", "fisher_share": 0.25}, "'progressive': Fisher information"),
+        ({"name": "average", "weighting": "tokens"}, "'average': weighting = \"tokens\""),
+        ({"name": "regmean", "weighting": "tokens"}, "'regmean': weighting = \"tokens\""),
+        ({"name": "regmean", "shrinkage": "two-fold"}, "'regmean': shrinkage = \"two-fold\""),
+        ({"name": "regmean++", "ridge": 0.009}, "'regmean[+][+]': its ridge of 0.009 is below"),
+    ],
+)
+def test_numbers_too_coarse_for_a_method_are_refused(method: Any, reason: str) -> None:
+    for bits in (64, 48):
+        make_plan(method=method, masks=make_masks(4, bits=bits))
+    with pytest.raises(ValidationError, match=f"32 bits are too few for {reason}"):
+        make_plan(method=method, masks=make_masks(4, bits=32))
+
+
+def test_many_owners_or_noise_need_more_than_32_bits() -> None:
+    make_plan(masks=make_masks(100, bits=32))
+    with pytest.raises(ValidationError, match="101 owners need more room, the most are 100"):
+        make_plan(masks=make_masks(101, bits=32))
+    make_plan(masks=make_masks(4, bits=48), noise=NOISE)
+    with pytest.raises(ValidationError, match="32 bits are too few for noise"):
+        make_plan(masks=make_masks(4, bits=32), noise=NOISE)
+
+
+@pytest.mark.parametrize("name", METHODS.keys() - {"fisher"})
+def test_numbers_of_32_bits_are_enough_for_every_other_method(name: str) -> None:
+    plan = make_plan(method={"name": name}, masks=make_masks(4, bits=32))
+    assert Plan.decode(plan.encode()) == plan
+    assert plan.sum_manifest(0, layouts_of(plan)[0], attempt=0, expires=2).parts[0].bits == 32
 
 
 def test_masks_are_for_the_owners_of_a_roster() -> None:

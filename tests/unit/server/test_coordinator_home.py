@@ -186,15 +186,16 @@ def test_the_job_template_is_a_job_once_the_base_is_there(home: Home) -> None:
         ("name = 3", "name: 3 is not"),
         ("days = 0", "days: 0 is out of range"),
         ("patience_hours = inf", "patience_hours: inf is not a finite number"),
-        ("bits = 32", "bits: 32 is not allowed"),
+        ("bits = 16", "bits: 16 is not allowed"),
+        ('bits = 32\nmethod = { name = "fisher" }', "32 bits are too few for 'fisher'"),
         ('method = { name = "regmaen" }', "regmaen"),
         ("exampels = 3", 'did you mean "examples"'),
     ],
 )
 def test_a_mistake_in_a_job_is_told(home: Home, line: str, told: str) -> None:
-    key = line.partition(" ")[0]
+    keys = tuple(f"{each.partition(' ')[0]} " for each in line.splitlines())
     text = home.job_template.read_text().splitlines()
-    kept = [each for each in text if not each.startswith(f"{key} ")]
+    kept = [each for each in text if not each.startswith(keys)]
     pico_encoder(home.folder / "models" / "base", "bert", labels=("no", "yes"))
     (home.folder / "j.toml").write_text("\n".join([line, *kept]))
     with pytest.raises(ConfigInvalid) as caught:

@@ -72,7 +72,12 @@ def test_two_owners_need_masks_off(tmp_path: Path) -> None:
         ("colluders = 2", "job.colluders: 2 of 3 owners leave no two honest ones"),
         ("colluders = 0", "job.colluders: 0 is out of range; it must be at least 1"),
         ("colluders = 1.0", "job.colluders: 1.0 is not a whole number"),
-        ("bits = 32", "job.bits: 32 is not allowed; choose 48 or 64"),
+        ("bits = 16", "job.bits: 16 is not allowed; choose 32, 48 or 64"),
+        (
+            'bits = 32\ncompare = ["average", "fisher"]',
+            "the file: 32 bits are too few for 'fisher': Fisher information differs by more than "
+            "that from weight to weight; take 48 or 64",
+        ),
         ('masks = "some"', 'job.masks: "some" is not allowed; choose "on" or "off"'),
         ("masks = false", 'job.masks: false is not allowed; choose "on" or "off"'),
     ],

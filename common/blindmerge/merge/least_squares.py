@@ -228,16 +228,18 @@ class LeastSquares(Options):
         """Means for averaged tensors, one factorisation per group for the rest."""
         weight = total_weight(total)
         weights = {m.name: base[m.name] + total[f"{m.name}:delta"] / weight for m in block.means}
-        weights |= {
+        regressed = {
             name: np.empty(shape) for name, shape in block.shapes.items() if name not in weights
         }
+        weights |= regressed
         reports = []
         for group in block.groups:
             solved, report = self._solve_group(block, group, total, weight)
             reports.append(report)
             for layer in group.layers:
-                solved[layer.name] += stacked(layer, base)
                 put_stacked(layer, solved[layer.name], weights)
+        for name in regressed:
+            weights[name] += base[name]
         if not self.fisher_share:
             return Solved(weights, tuple(reports))
         mixed = self._mixed(block, total, base, weights)

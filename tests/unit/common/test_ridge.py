@@ -1,6 +1,7 @@
 """The ridge solve: ill-conditioned, indefinite and spoilt matrices, towards a mean."""
 
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -220,3 +221,23 @@ def test_zero_equations_have_no_residual() -> None:
     solved = solve(np.eye(3), np.zeros((3, 2)), 0.1)
     assert solved is not None
     assert solved.residual == 0.0
+
+
+@pytest.mark.parametrize("width", [1, 95, 96, 97, 200])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_panels_and_orders_change_nothing(width: int, order: Literal["C", "F"]) -> None:
+    rng = np.random.default_rng(width)
+    rows = rng.standard_normal((2 * width, width))
+    gram = rows.T @ rows
+    moment, mean = (np.asarray(rng.standard_normal((width, 3)), order=order) for _ in range(2))
+    before = moment.copy(), mean.copy()
+    solution = solve_ridge(pack_symmetric(gram), moment, mean, 0.1)
+    assert solution is not None
+    shift = 0.1 * np.trace(gram) / width
+    matrix = gram + shift * np.eye(width)
+    expected = np.linalg.solve(matrix, moment + shift * mean)
+    # Higham 2002, theorem 10.4, for both solves: 2 width (3 width + 1) u times the condition.
+    atol = 2 * width * (3 * width + 1) * 2.0**-53 * np.linalg.cond(matrix) * np.abs(expected).max()
+    np.testing.assert_allclose(solution.weights, expected, rtol=0, atol=atol)
+    assert (moment == before[0]).all()
+    assert (mean == before[1]).all()

@@ -54,6 +54,7 @@ EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 END_TO_END = (1.0, 8.0)
 LORA = LoraOptions(rank=8, alpha=16.0)
 RATE, CLIP = 0.1, 1.0
+RESULTS = "privacy-emotion.json"
 
 
 def base_of(suite: Suite, cache: Path) -> Path:
@@ -329,7 +330,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     options = parser.parse_args()
-    cache = options.cache.expanduser()
     suite = read_suite(options.suite)
     train = {
         domain: read_examples(options.suite / domain / "train.jsonl.gz", suite.labels, suite.task)
@@ -337,36 +337,42 @@ def main() -> None:
     }
     test = {domain: examples.first(options.test) for domain, examples in suite.test.items()}
     with tempfile.TemporaryDirectory(prefix="privacy-") as folder:
-        bench = Bench(replace(suite, train=train, test=test), cache, Path(folder), options.rows)
-        ratio = noise_to_signal(
-            width=max(group.width for group in bench.groups),
-            examples=bench.examples,
-            owners=len(bench.suite.train),
-            layers=len(bench.groups),
-            multiplier=multiplier_for(8.0, DELTA),
-        )
-        print(f"{len(bench.groups)} groups, noise to signal {ratio:.1f} at epsilon 8", flush=True)
-        setting = {
-            "groups": len(bench.groups),
-            "examples": bench.examples,
-            "tested": {domain: len(examples) for domain, examples in test.items()},
-            "owners": len(bench.suite.train),
-            "delta": DELTA,
-        }
-        known = known_lines(options.out / "privacy-emotion.json", setting)
-        context = get_context("spawn")
-        with ProcessPoolExecutor(options.processes, mp_context=context, initializer=_alone) as pool:
-            found = measure(
-                bench, options.end_to_end, options.epochs, options.learning_rate, pool, known
-            )
-        found["setting"] = setting | {
-            "noise_to_signal_at_8": ratio,
-            "training": {"rate": RATE, "clip": CLIP, "epochs": options.epochs},
-            "lora": LORA.model_dump(mode="json"),
-        }
+        whole, cache = replace(suite, train=train, test=test), options.cache.expanduser()
+        found = run(Bench(whole, cache, Path(folder), options.rows), options)
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1) + "\n"
-    (options.out / "privacy-emotion.json").write_text(text)
+    (options.out / RESULTS).write_text(text)
+
+
+def run(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Every line, and the setting they are from."""
+    setting = {
+        "groups": len(bench.groups),
+        "examples": bench.examples,
+        "tested": {domain: len(examples) for domain, examples in bench.suite.test.items()},
+        "owners": len(bench.suite.train),
+        "delta": DELTA,
+    }
+    ratio = noise_to_signal(
+        width=max(group.width for group in bench.groups),
+        examples=bench.examples,
+        owners=len(bench.suite.train),
+        layers=len(bench.groups),
+        multiplier=multiplier_for(8.0, DELTA),
+    )
+    print(f"{len(bench.groups)} groups, noise to signal {ratio:.1f} at epsilon 8", flush=True)
+    known = known_lines(options.out / RESULTS, setting)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(options.processes, mp_context=context, initializer=_alone) as pool:
+        found = measure(
+            bench, options.end_to_end, options.epochs, options.learning_rate, pool, known
+        )
+    found["setting"] = setting | {
+        "noise_to_signal_at_8": ratio,
+        "training": {"rate": RATE, "clip": CLIP, "epochs": options.epochs},
+        "lora": LORA.model_dump(mode="json"),
+    }
+    return found
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 __all__ = ["plot", "table"]
 
-_MODES = ("statistics", "end-to-end", "end-to-end average")
+_MODES = {"statistics": "o", "end-to-end": "s", "end-to-end average": "x"}  # and their markers
 
 
 def series(found: Mapping[str, Any], mode: str) -> list[tuple[float, Mapping[str, float]]]:
@@ -32,12 +32,15 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
     for axis, (score, name) in zip(
         axes, (("accuracy", "accuracy"), ("f1", "macro-F1")), strict=True
     ):
-        for mode in _MODES:
+        for mode, marker in _MODES.items():
             points = series(found, mode)
             if points:
                 xs, ys = zip(*((x, 100 * each[score]) for x, each in points), strict=True)
                 axis.plot(
-                    xs, ys, marker="o", label=f"RegMean, {mode}" if "average" not in mode else mode
+                    xs,
+                    ys,
+                    marker=marker,
+                    label=f"RegMean, {mode}" if "average" not in mode else mode,
                 )
         for line, style in (("off", "--"), ("average", ":")):
             label = "RegMean, no noise" if line == "off" else "simple average"

@@ -83,6 +83,17 @@ def prepare_base(
         save_model(model, tokenizer, temporary)
 
 
+def cached_base(
+    cache: Path, source: Checkpoint, labels: Sequence[str], seed: int, task: Task
+) -> Path:
+    """The folder `cache/<key>` with what `prepare_base` makes, made only if it is not there."""
+    content = canonical.encode([source.sha256, task, tuple(labels), seed])
+    out = cache / hashlib.sha256(content).hexdigest()
+    if not out.is_dir():
+        prepare_base(source.path, labels, seed, out, task)
+    return out
+
+
 def _fit_tokenizer(
     source: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

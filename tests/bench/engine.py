@@ -25,6 +25,7 @@ import torch
 
 from bench.engine_report import Results, Row, table
 from bench.engine_worker import INNER, SHAPES, WIDTH
+from bench.machine import processor
 from bench.mpnet import mpnet, random_batches
 from blindmerge.merge.ridge import solve_ridge
 from blindmerge.statistic import Array, pack_symmetric, packed_size
@@ -174,10 +175,8 @@ def upload() -> dict[str, float]:
 
 def machine() -> dict[str, object]:
     """Where it was measured."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[2], 1),
         "python": platform.python_version(),

@@ -9,7 +9,6 @@ of an exchange are those between the first request and the last answer, at the s
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.machine import processor
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.statistic import Array
 from blindmerge_server.simulate.apps import run_in_flower
@@ -129,7 +129,7 @@ def main() -> None:
         "are the same, bit by bit" if apart == 0 else f"differ by {apart:.0e} of a tensor's maximum"
     )
     lines = [
-        f"{_processor()}, {os.cpu_count()} cores for all hosts.",
+        f"{processor()}, {os.cpu_count()} cores for all hosts.",
         "",
         table(simulated, network),
         "",
@@ -137,12 +137,6 @@ def main() -> None:
     ]
     print(*lines, sep="\n")
     (options.out / "network.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

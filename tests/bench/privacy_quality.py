@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial, reduce
 from multiprocessing import get_context
 from operator import add
@@ -42,11 +42,12 @@ from blindmerge_client.collect.private import collect_private_grams, units_of
 from blindmerge_client.collect.whitening import Whitening
 from blindmerge_client.data import read_examples
 from blindmerge_client.dp_sgd import TrainingNoise, finetune_with_noise
-from blindmerge_client.finetune import cached_finetune
+from blindmerge_client.finetune import cached_base, cached_finetune
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.options import LoraOptions, TrainingOptions
 from blindmerge_client.session import Session
 from blindmerge_server.noise_settings import NoiseSettings
+from blindmerge_server.simulate.embedded import embedded_folder
 from blindmerge_server.simulate.noise_terms import cached_norms, noise_of
 
 DELTA = 1e-6
@@ -59,18 +60,8 @@ RESULTS = "privacy-emotion.json"
 
 def base_of(suite: Suite, cache: Path) -> Path:
     """The prepared base of seed 0, as `quality.py` makes it."""
-    import hashlib
-
-    from blindmerge import canonical
-    from blindmerge_client.finetune import prepare_base
-    from blindmerge_server.simulate.embedded import embedded_folder
-
-    encoder = embedded_folder(cache, print) / "minilm"
-    key = canonical.encode([Checkpoint(encoder).sha256, suite.task, suite.labels, 0])
-    base = cache / "bases" / hashlib.sha256(key).hexdigest()
-    if not base.is_dir():
-        prepare_base(encoder, suite.labels, 0, base, suite.task)
-    return base
+    encoder = Checkpoint(embedded_folder(cache, print) / "minilm")
+    return cached_base(cache / "bases", encoder, suite.labels, 0, suite.task)
 
 
 class Bench:
@@ -203,8 +194,7 @@ class Bench:
     def score(self, model: Path, part: str = "test") -> dict[str, float]:
         """Mean accuracy and F1 over the organisations' data."""
         sets = getattr(self.suite, part)
-        found = over(self.suite, sets, apply(self.suite, model, sets))
-        return dict(vars(found)) if not hasattr(found, "_asdict") else dict(found._asdict())
+        return asdict(over(self.suite, sets, apply(self.suite, model, sets)))
 
 
 def own_models(bench: Bench) -> dict[str, Path]:

@@ -12,7 +12,6 @@ seeds (SETTINGS says which score); test data is read after that, once. No Flower
 
 import argparse
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -29,14 +28,13 @@ from statistics import mean, stdev
 import torch
 
 from bench.quality_settings import SETTINGS, Settings
-from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
 from blindmerge.merge import AnyMethod
 from blindmerge.plan import Plan
 from blindmerge.statistic import Array
 from blindmerge.tasks import METRICS, Task
 from blindmerge_client.data import Examples, read_examples
-from blindmerge_client.finetune import cached_finetune, prepare_base
+from blindmerge_client.finetune import cached_base, cached_finetune
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.predict import predict_all
 from blindmerge_client.scores import score
@@ -115,10 +113,7 @@ class Models:
 
 def train(suite: Suite, encoder: Path, seed: int, cache: Path) -> Models:
     """Base, own models and the multi-task model of a seed, from the cache if they are there."""
-    key = canonical.encode([Checkpoint(encoder).sha256, suite.task, suite.labels, seed])
-    base = cache / "bases" / hashlib.sha256(key).hexdigest()
-    if not base.is_dir():
-        prepare_base(encoder, suite.labels, seed, base, suite.task)
+    base = cached_base(cache / "bases", Checkpoint(encoder), suite.labels, seed, suite.task)
     options = suite.settings.training.model_copy(update={"seed": seed, "rows": None})
     one = partial(_train, cache / "models", base, Checkpoint(base).sha256, options)
     # The longest first, so that the cores end at about the same time.

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from flwr.common.secure_aggregation.ndarrays_arithmetic import parameters_addition
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
+from bench.machine import processor
 from bench.secagg_report import OURS, Growth, Rates, Results, draw, table
 from blindmerge.encoding import Ring, uniform
 from blindmerge.identity import Identity, Roster
@@ -263,10 +264,8 @@ def growth(owners: int, elements: int, *, at_server: bool) -> Growth:
 
 def machine() -> dict[str, object]:
     """Where it was measured."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads_used": 1,
         "python": platform.python_version(),

@@ -3,13 +3,11 @@
 Whatever is wrong with files and models is found here, before any work.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from blindmerge import canonical
 from blindmerge.checkpoint import Checkpoint
 from blindmerge.errors import BlindmergeError
 from blindmerge.fine_tuned import check_fine_tuned
@@ -20,7 +18,7 @@ from blindmerge.tasks import Task
 from blindmerge_client.adapters import full_weights
 from blindmerge_client.collect.private import units_of
 from blindmerge_client.data import Examples, read_examples
-from blindmerge_client.finetune import cached_finetune, prepare_base
+from blindmerge_client.finetune import cached_base, cached_finetune
 from blindmerge_client.models import check_max_length
 from blindmerge_client.noise import Account
 from blindmerge_client.options import TrainingOptions
@@ -243,12 +241,7 @@ def _identities(federation: Federation) -> dict[str, Identity]:
 def _prepared(federation: Federation, labels: tuple[str, ...], cache: Path) -> Checkpoint:
     """The base with a head for the labels, made once per source, task, labels and seed."""
     job, seed = federation.job, federation.training.seed
-    source = Checkpoint(job.base)
-    content = canonical.encode([source.sha256, job.task, labels, seed])
-    out = cache / "bases" / hashlib.sha256(content).hexdigest()
-    if not out.is_dir():
-        prepare_base(source.path, labels, seed, out, job.task)
-    return Checkpoint(out)
+    return Checkpoint(cached_base(cache / "bases", Checkpoint(job.base), labels, seed, job.task))
 
 
 def _pupil(

@@ -176,7 +176,7 @@ class Checkpoint:
         stamps = _stamps(self.path)
         if max(ctime for *_, ctime in stamps) > time.time_ns() - _TICK_NS:
             return self._digest()
-        return _sha256(self.path.absolute(), stamps)
+        return _sha256(self.path, stamps)
 
     def _digest(self) -> str:
         digest = hashlib.sha256(_stable(self.config))

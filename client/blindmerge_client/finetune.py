@@ -52,7 +52,14 @@ from blindmerge_client.models import (
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.tasks import TASKS, Target, TaskRules
 
-__all__ = ["TrainingOptions", "cached_finetune", "finetune", "finetune_key", "prepare_base"]
+__all__ = [
+    "TrainingOptions",
+    "cached_base",
+    "cached_finetune",
+    "finetune",
+    "finetune_key",
+    "prepare_base",
+]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""

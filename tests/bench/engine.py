@@ -33,7 +33,10 @@ from blindmerge.statistic import Array, pack_symmetric, packed_size
 ROUNDS = 5
 MEMORY = (2200, 16)  # tokens, more than a block of rows; texts in a batch
 PEER = "fusion-bench==0.2.33"
-COLLECT = ("forward", "blindmerge", "blindmerge, float32", "MergeLM", "fusion_bench")
+COLLECT = (
+    *("forward", "blindmerge", "blindmerge, float32", "MergeLM", "fusion_bench"),
+    *("MergeLM, texts not sorted", "fusion_bench, texts not sorted"),
+)
 SOLVE = ("solve, blindmerge", "solve, fusion_bench")
 SERVER = ("server, 5 owners", "server, 50 owners")
 Runs = dict[str, list[dict[str, float]]]

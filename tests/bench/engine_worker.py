@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 OWNERS = 5
@@ -51,6 +52,17 @@ class Work:
         for parameter in model.parameters():  # mapped files come into memory when they are used
             parameter.data = parameter.data.clone()
         return model.eval(), torch.load(self.batches, weights_only=True)
+
+    def shuffled(self) -> list[dict[str, torch.Tensor]]:
+        """The same texts in batches as large, but not sorted by length."""
+        batches = torch.load(self.batches, weights_only=True)
+        pairs = [p for b in batches for p in zip(b["input_ids"], b["attention_mask"], strict=True)]
+        texts = [ids[mask.bool()] for ids, mask in pairs]
+        texts = [texts[n] for n in np.random.default_rng(0).permutation(len(texts))]
+        step, padding = len(batches[0]["input_ids"]), 1
+        parts = [texts[start : start + step] for start in range(0, len(texts), step)]
+        padded = [pad_sequence(part, True, padding) for part in parts]
+        return [{"input_ids": ids, "attention_mask": (ids != padding).long()} for ids in padded]
 
 
 def forward(work: Work) -> Run:
@@ -86,9 +98,10 @@ def blindmerge(work: Work, products: Any = "float64") -> Run:
     return run
 
 
-def mergelm(work: Work) -> Run:
+def mergelm(work: Work, *, sort: bool = True) -> Run:
     """MergeLM's hooks (Yu et al. 2024, `merging_methods.py`), their formula written anew."""
     model, batches = work.load()
+    batches = batches if sort else work.shuffled()
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
 
     def run() -> dict[Any, torch.Tensor]:
@@ -115,12 +128,13 @@ def mergelm(work: Work) -> Run:
     return run
 
 
-def fusion_bench(work: Work) -> Run:
+def fusion_bench(work: Work, *, sort: bool = True) -> Run:
     """The hooks of fusion_bench itself, on a stand-in for its CLIP loader."""
     from fusion_bench.method.regmean import clip_regmean
     from fusion_bench.method.regmean.regmean import get_modules_to_merge
 
     model, batches = work.load()
+    batches = batches if sort else work.shuffled()
     clip_regmean.CLIPDataset = lambda dataset, _processor: dataset
     clip_regmean.DataLoader = lambda dataset, **_: dataset
     clip_regmean.tqdm = lambda steps, **_: steps
@@ -253,6 +267,8 @@ CONTESTANTS: dict[str, Callable[[Work], Run]] = {
     "blindmerge, float32": lambda work: blindmerge(work, "float32"),
     "MergeLM": mergelm,
     "fusion_bench": fusion_bench,
+    "MergeLM, texts not sorted": lambda work: mergelm(work, sort=False),
+    "fusion_bench, texts not sorted": lambda work: fusion_bench(work, sort=False),
     "solve, blindmerge": solve_blindmerge,
     "solve, fusion_bench": solve_fusion_bench,
     "server, 5 owners": lambda _: server(5),

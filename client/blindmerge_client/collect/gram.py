@@ -51,11 +51,10 @@ def _over(
     folds: dict[int, dict[str, Gram]] = {}
     with watched(model, block.groups) as inputs:
         for batch in passes:
-            grams = folds.setdefault(
-                batch.fold, {group.name: Gram(group, products, device) for group in block.groups}
-            )
+            if batch.fold not in folds:
+                folds[batch.fold] = {g.name: Gram(g, products, device) for g in block.groups}
             for name, seen in inputs.rows(batch).items():
-                grams[name].add(seen)
+                folds[batch.fold][name].add(seen)
     return _joined(
         [
             {name: GramEvidence(gram.total(), gram.count) for name, gram in folds[fold].items()}
@@ -81,17 +80,15 @@ def collect_cross_grams(
         layers = awaited(block.groups)
         passes = [runner.peek(block.module, layers) for runner in (merged, own)]
         for batch, _ in zip(*passes, strict=True):
-            sums = folds.setdefault(
-                batch.fold,
-                {
+            if batch.fold not in folds:
+                folds[batch.fold] = {
                     group.name: (Gram(group, products, device), Cross(group, products, device))
                     for group in block.groups
-                },
-            )
+                }
             other = there.rows(batch)
             ours = here.rows(batch, there.routes)
             for name, seen in other.items():
-                gram, cross = sums[name]
+                gram, cross = folds[batch.fold][name]
                 gram.add(seen)
                 cross.add(seen, ours[name])
     return _joined(

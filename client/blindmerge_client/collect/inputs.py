@@ -151,15 +151,31 @@ def _hook(path: str, inputs: Inputs) -> Any:
 
 def _tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     mask = batch.inputs["attention_mask"].bool()
-    parts = [Part(_masked(group, inputs, mask)) for inputs in calls]
-    return Seen(parts, sum(len(part.rows) for part in parts))
+    return _parts([text for inputs in calls for text in _texts(group, inputs, mask)])
 
 
 def _target_tokens(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:
     # The decoder gets each target one place later, so a place counts where there is a target.
     (inputs,) = calls
-    rows = _masked(group, inputs, batch.inputs["labels"] != IGNORED)
-    return Seen([Part(rows)], len(rows))
+    return _parts(_texts(group, inputs, batch.inputs["labels"] != IGNORED))
+
+
+def _parts(rows: Sequence[torch.Tensor]) -> Seen:
+    return Seen([Part(each) for each in rows], sum(map(len, rows)))
+
+
+def _texts(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """The real tokens, text by text: not copied where they stand together, as they usually do."""
+    if inputs.shape[:-1] not in (mask.shape, (mask.numel(),)):
+        raise _unfit(group, inputs)
+    starts, lengths = mask.int().argmax(dim=1), mask.sum(dim=1)
+    places = torch.arange(mask.shape[1], device=mask.device) - starts[:, None]
+    together = (places >= 0) & (places < lengths[:, None])
+    if not torch.equal(together, mask):
+        return [_masked(group, inputs, mask)]
+    texts = inputs.reshape(*mask.shape, -1)
+    spans = zip(texts, starts.tolist(), lengths.tolist(), strict=True)
+    return [text[start : start + length] for text, start, length in spans]
 
 
 def _masked(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ Sums are where the model is, on the CPU or a GPU; rows are never all in memory.
 from collections.abc import Iterator
 
 import torch
-from scipy.linalg import blas
 
 from blindmerge.manifest import Group
 from blindmerge.merge import Products
@@ -25,7 +24,8 @@ from blindmerge_client.collect.inputs import Seen
 __all__ = ["BLOCK_ROWS", "Cross", "Gram"]
 
 BLOCK_ROWS = 2048
-_PANEL = 512  # columns of a matrix that are mirrored at once
+_PANEL = 256  # columns of a product at once
+_TILE = 512  # rows and columns that are mirrored at once
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -106,20 +106,15 @@ def _zeros(group: Group, device: torch.device) -> torch.Tensor:
 
 
 def _add_square(total: torch.Tensor, rows: torch.Tensor) -> None:
-    """total += rows^T rows, of which the lower triangle counts."""
-    if not _symmetric(total.device):
-        _add_product(total, rows, rows)
-    elif len(rows):
-        # To BLAS, which has columns one after another, both are their transposes.
-        if rows.dtype == torch.float64:
-            blas.dsyrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, overwrite_c=1)
-        else:
-            total += torch.from_numpy(blas.ssyrk(1.0, rows.numpy().T).T)
+    """total += rows^T rows, of which the lower triangle counts.
 
-
-def _symmetric(device: torch.device) -> bool:
-    """Whether there is a symmetric product, which costs half as much; torch itself has none."""
-    return device.type == "cpu"
+    Panel by panel, and of each what is not above the diagonal: half of the work. BLAS has a
+    symmetric product for that, but torch does not offer it, and threads of another BLAS beside
+    torch's own wait for work in a loop, on the cores that torch needs.
+    """
+    for start in range(0, len(total), _PANEL):
+        stop = min(start + _PANEL, len(total))
+        _add_product(total[start:stop, :stop], rows[:, start:stop], rows[:, :stop])
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -132,11 +127,14 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 def _mirror(matrix: torch.Tensor) -> None:
     """Copies the lower triangle over the upper one, in place."""
-    for start in range(0, len(matrix), _PANEL):
-        stop = start + _PANEL
+    starts = range(0, len(matrix), _TILE)
+    for start in starts:
+        stop = start + _TILE
         corner = matrix[start:stop, start:stop]
         corner += torch.tril(corner, -1).T - torch.triu(corner, 1)
-        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
+        for other in starts[: start // _TILE]:
+            end = other + _TILE
+            matrix[other:end, start:stop] = matrix[start:stop, other:end].T
 
 
 def _numpy(matrix: torch.Tensor) -> Array:

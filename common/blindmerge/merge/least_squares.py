@@ -15,7 +15,7 @@ reference W_0, so the server moves it to the mean after the sum.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -262,15 +262,14 @@ class LeastSquares(Options):
     def _summed(self, group: Group, total: Statistic, prefix: str) -> tuple[Array, Array]:
         """S, packed, and M of all layers of the group side by side."""
         moments = [total[f"{layer.name}:{prefix}moment"] for layer in group.layers]
-        return total[f"{group.name}:{prefix}gram"], np.hstack(moments)
+        return total[f"{group.name}:{prefix}gram"], _beside(moments)
 
     def _solve_group(
         self, block: Block, group: Group, total: Statistic, weight: float
     ) -> tuple[dict[str, Array], LayerReport]:
         """W* - W_0 of every layer of the group."""
         names = [layer.name for layer in group.layers]
-        mean = np.hstack([total[f"{name}:delta"] for name in names])
-        mean /= weight
+        mean = _beside([total[f"{name}:delta"] for name in names]) / weight
         starved = round(float(total[f"{group.name}:starved"][0]))
         fallback = solution = None
         if starved:
@@ -296,3 +295,8 @@ class LeastSquares(Options):
         )
         merged = mean if solution is None else solution.weights
         return dict(zip(names, np.split(merged, ends, axis=1), strict=True)), report
+
+
+def _beside(matrices: Sequence[Array]) -> Array:
+    """Matrices side by side; a single one as it is, not copied."""
+    return matrices[0] if len(matrices) == 1 else np.hstack(matrices)

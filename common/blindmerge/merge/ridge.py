@@ -8,6 +8,7 @@ its residual is that of rounding, whatever the condition number (Higham 2002, th
 that a step of iterative refinement in the same precision would have nothing to correct.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,9 @@ RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _FIRST_RAISED_RIDGE = 1e-12  # where to go from a ridge of zero
 _LAST_RAISED_RIDGE = 1e3  # beyond it the result is the average
 _WORST_ERROR = 1e-3  # of a solution that is accepted, relative: three digits are right
-_TRIANGLE = 96  # columns that are substituted at once; the rest of the work is whole products
-_PANEL = 256  # columns that are scaled at once, in the cache
+_TRIANGLE = 64  # columns that are substituted at once; the rest of the work is whole products
+_PANEL = 64  # columns that are scaled at once, in the cache
+_CACHED = 2**16  # numbers in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,38 +146,52 @@ def _solved(
     factor: _Factor, gram: Array, moment: Array, mean: Array, shift: float
 ) -> tuple[Array, float]:
     """W and its residual."""
-    target = np.multiply(shift, mean, order="C")
-    target += moment
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), target.shape[1])
-    expected = target @ signs
-    target *= factor.jacobi[:, None]
+    target = np.empty(moment.shape)
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), moment.shape[1])
+    expected, summed = np.empty(len(moment)), np.empty(len(moment))
+    for some in _few_rows(target):
+        np.multiply(shift, mean[some], out=target[some])
+        target[some] += moment[some]
+        expected[some] = blas.dgemv(1.0, target[some].T, signs, trans=1)
+        target[some] *= factor.jacobi[some, None]
     weights = _substituted(factor.upper, target)
-    weights *= factor.jacobi[:, None]
-    summed = weights @ signs
+    for some in _few_rows(weights):
+        weights[some] *= factor.jacobi[some, None]
+        summed[some] = blas.dgemv(1.0, weights[some].T, signs, trans=1)
     found = blas.dspmv(len(summed), 1.0, gram, summed) + shift * summed
     size = float(np.linalg.norm(expected))
     return weights, float(np.linalg.norm(found - expected)) / size if size > 0 else 0.0
+
+
+def _few_rows(matrix: Array) -> Iterator[slice]:
+    """Rows of a matrix, as many at a time as the cache holds."""
+    step = max(1, _CACHED // matrix.shape[1])
+    return (slice(start, start + step) for start in range(0, len(matrix), step))
 
 
 def _substituted(upper: Array, target: Array) -> Array:
     """(U^T U)^-1 target, in place of `target`, whose rows have to lie one after another.
 
     To BLAS, which has columns one after another, that is its transpose: X^T U^T U = target^T.
-    `cho_solve` would copy it into another order and back. Panel by panel, since a product of
-    matrices is faster than a substitution of the same size.
+    `cho_solve` would copy it into another order and back.
     """
-    x, width = target.T, len(upper)
-    panels = [(low, min(low + _TRIANGLE, width)) for low in range(0, width, _TRIANGLE)]
-    for low, high in panels:
-        part, corner = x[:, low:high], upper[low:high, low:high]
-        if low:
-            above = upper[:low, low:high]
-            blas.dgemm(-1.0, x[:, :low], above, beta=1.0, c=part, overwrite_c=1)
-        blas.dtrsm(1.0, corner, part, side=1, overwrite_b=1)
-    for low, high in reversed(panels):
-        part, corner = x[:, low:high], upper[low:high, low:high]
-        if high < width:
-            beside = upper[low:high, high:]
-            blas.dgemm(-1.0, x[:, high:], beside, trans_b=1, beta=1.0, c=part, overwrite_c=1)
-        blas.dtrsm(1.0, corner, part, side=1, trans_a=1, overwrite_b=1)
+    _divide(target.T, upper, transposed=False)
+    _divide(target.T, upper, transposed=True)
     return target
+
+
+def _divide(x: Array, upper: Array, *, transposed: bool) -> None:
+    """x U^-1, or x U^-T if `transposed`, in place of x.
+
+    By halves, since a product of matrices is faster than a substitution of the same size.
+    """
+    if len(upper) <= _TRIANGLE:
+        blas.dtrsm(1.0, upper, x, side=1, trans_a=transposed, overwrite_b=1)
+        return
+    middle = len(upper) // 2
+    first, last = slice(None, middle), slice(middle, None)
+    done, rest = (last, first) if transposed else (first, last)
+    _divide(x[:, done], upper[done, done], transposed=transposed)
+    corner = upper[first, last]
+    blas.dgemm(-1.0, x[:, done], corner, trans_b=transposed, beta=1.0, c=x[:, rest], overwrite_c=1)
+    _divide(x[:, rest], upper[rest, rest], transposed=transposed)

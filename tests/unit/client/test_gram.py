@@ -16,6 +16,7 @@ from blindmerge.merge import GramEvidence
 from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.gram import collect_grams
+from blindmerge_client.collect.moments import Gram
 from blindmerge_client.collect.runner import BlockRunner
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.tasks import Text
@@ -190,14 +191,23 @@ class ToyLayer(nn.Module):
         return result
 
 
-def toy_grams(call: Any, folder: Path, bias: bool = True) -> Mapping[str, GramEvidence]:
+RIGHT_PADDED = ((1, 1, 0), (1, 1, 1))
+
+
+def toy_grams(
+    call: Any,
+    folder: Path,
+    bias: bool = True,
+    mask: Sequence[Sequence[int]] = RIGHT_PADDED,
+    folds: Sequence[int] = (0, 0),
+) -> Mapping[str, GramEvidence]:
     layers = tuple(Linear(name=f"layer.{name}", outputs=3, bias=bias) for name in "ab")
     group = Group(name="both", inputs=3, rows="tokens", layers=layers)
     block = Block(name="layer", module="layer", groups=(group,), means=())
     model = Toy(call, bias)
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    batch = Batch((0, 1), {"input_ids": torch.arange(6).view(2, 3), "attention_mask": mask})
-    return collect_grams(model, BlockRunner(model, ["layer"], [batch, batch], folder), block)
+    inputs = {"input_ids": torch.arange(6).view(2, 3), "attention_mask": torch.tensor(mask)}
+    passes = [Batch((0, 1), inputs, fold=fold) for fold in folds]
+    return collect_grams(model, BlockRunner(model, ["layer"], passes, folder), block)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -215,6 +225,51 @@ def test_by_keyword_or_by_position_with_or_without_bias(bias: bool, tmp_path: Pa
         assert gram.rows == 10
         # numpy's and torch's sine may differ by one unit in the last place of a float32.
         np.testing.assert_allclose(gram.total, rows.T @ rows, rtol=0, atol=10 * 2 * 2.0**-23)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        RIGHT_PADDED,
+        ((0, 1, 1), (0, 0, 1)),
+        ((1, 0, 1), (1, 1, 1)),
+        ((1,) * 3,) * 2,
+        ((0,) * 3,) * 2,
+    ],
+    ids=["right", "left", "hole", "none", "all"],
+)
+def test_padding_is_no_row_wherever_it_is(
+    mask: Sequence[Sequence[int]], flat: bool, tmp_path: Path
+) -> None:
+    def call(a: nn.Linear, b: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        y = x.flatten(0, 1) if flat else x
+        seen.append(x)
+        both: torch.Tensor = a(y) + b(y)
+        return both.view(x.shape)
+
+    seen: list[torch.Tensor] = []
+    gram = toy_grams(call, tmp_path, mask=mask, folds=[0])["both"]
+    (x,) = seen
+    rows = [x[text, place].double().numpy() for text, place in np.argwhere(np.array(mask))]
+    extended = np.array([[*row, 1.0] for row in rows]).reshape(-1, 4)
+    assert gram.rows == len(rows)
+    np.testing.assert_allclose(gram.total, extended.T @ extended, rtol=0, atol=6 * 2 * 2.0**-53)
+
+
+def test_sums_are_made_once_not_for_every_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[None] = []
+
+    class Counted(Gram):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(None)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("blindmerge_client.collect.gram.Gram", Counted)
+    toy_grams(lambda a, b, x: a(x) + b(x), tmp_path, folds=[0, 1, 0, 1, 1])
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize(

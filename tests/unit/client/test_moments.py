@@ -128,16 +128,18 @@ def test_rows_are_never_all_in_memory(products: Products, monkeypatch: pytest.Mo
     assert len({address for address, _ in blocks}) == 1
 
 
-def test_a_gpu_multiplies_whole_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on a device without BLAS gives the same sums."""
-    seen = passes(np.random.default_rng(3), 6, [50])
+@pytest.mark.parametrize(("products", "unit"), [("float64", 2.0**-53), ("float32", 2.0**-24)])
+@pytest.mark.parametrize(("panel", "tile"), [(3, 5), (4, 4), (7, 2), (20, 1)])
+def test_panels_and_tiles_make_the_whole_matrix(
+    products: Products, unit: float, panel: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "_PANEL", panel)
+    monkeypatch.setattr(moments, "_TILE", tile)
+    seen = passes(np.random.default_rng(3), 12, [50])
     x = extended(seen, bias=True)
-    monkeypatch.setattr(moments, "_symmetric", lambda _: False)
-    kinds: list[tuple[Products, float]] = [("float64", 2.0**-53), ("float32", 2.0**-24)]
-    for products, unit in kinds:
-        gram = Gram(group(6), products, CPU)
-        gram.add(seen[0])
-        total = gram.total()
-        bound = 2 * gamma(52, unit) * (np.abs(x).T @ np.abs(x))
-        assert (np.abs(total - x.T @ x) <= bound).all()
-        np.testing.assert_array_equal(total, total.T)
+    gram = Gram(group(12), products, CPU)
+    gram.add(seen[0])
+    total = gram.total()
+    bound = 2 * gamma(52, unit) * (np.abs(x).T @ np.abs(x))
+    assert (np.abs(total - x.T @ x) <= bound).all()
+    np.testing.assert_array_equal(total, total.T)

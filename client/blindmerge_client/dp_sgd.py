@@ -38,7 +38,8 @@ from blindmerge_client.tasks import TASKS, Target
 
 __all__ = ["TrainingNoise", "finetune_with_noise"]
 
-_TOGETHER = 16  # examples in memory at once, each with a gradient of its own
+_TOGETHER = 64  # examples at once, each with a gradient of its own
+_NUMBERS = 2**27  # of these gradients in memory, half a GiB
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -119,6 +120,8 @@ class _Data:
         self._targets: list[Target] = [
             rules.target(row.words, label) for row, label in zip(rows, examples.labels, strict=True)
         ]
+        lengths = [len(row) for row in rows]
+        self.longest = [max((lengths[number] for number in unit), default=0) for unit in units]
         self.loss = _LOSSES[task]
 
     def inputs(
@@ -188,7 +191,10 @@ def _step(
     parameters: Sequence[nn.Parameter],
 ) -> None:
     """One step over the chosen units, a few at a time; noise is added once."""
-    parts = list(_together(chosen, data.units)) or [()]
+    most = _NUMBERS // sum(parameter.numel() for parameter in parameters)
+    # Those of one length stand together, for less padding; what is summed has no order.
+    ordered = sorted(chosen, key=data.longest.__getitem__)
+    parts = list(_together(ordered, data.units, max(1, min(_TOGETHER, most)))) or [()]
     for number, part in enumerate(parts):
         optimizer.zero_grad()
         if part:
@@ -206,11 +212,11 @@ def _step(
     optimizer.zero_grad()
 
 
-def _together(chosen: Sequence[int], units: Units) -> Iterator[tuple[int, ...]]:
-    """The chosen units, so many at a time that their examples fit into memory."""
+def _together(chosen: Sequence[int], units: Units, most: int) -> Iterator[tuple[int, ...]]:
+    """The chosen units, so many at a time that they have at most `most` examples, or one has."""
     part: list[int] = []
     for unit in chosen:
-        if part and sum(len(units[each]) for each in (*part, unit)) > _TOGETHER:
+        if part and sum(len(units[each]) for each in (*part, unit)) > most:
             yield tuple(part)
             part = []
         part.append(unit)

@@ -1,6 +1,6 @@
 """Training with noise: gradients are clipped per unit, and the model is charged for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,5 +162,28 @@ def test_the_model_is_charged_before_it_is_there(folder: Path) -> None:
 
 def test_units_that_come_together_are_whole() -> None:
     units: Units = ((0,), (1, 2, 3), tuple(range(4, 30)), (30,))
-    parts = list(dp_sgd._together([0, 1, 2, 3], units))
+    parts = list(dp_sgd._together([0, 1, 2, 3], units, 16))
     assert parts == [(0, 1), (2,), (3,)]
+
+
+def test_gradients_that_are_in_memory_together_are_few(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient is as large as what is trained, so that the larger, the fewer examples."""
+    sizes: list[int] = []
+    together = dp_sgd._together
+
+    def see(chosen: Sequence[int], units: Units, most: int) -> Iterator[tuple[int, ...]]:
+        sizes.append(most)
+        return together(chosen, units, most)
+
+    monkeypatch.setattr(dp_sgd, "_together", see)
+    noise = TrainingNoise(EVERYBODY, clip=0.5, divisor=8.0)
+    parameters = load_model(folder / "base").named_parameters()
+    trained = sum(p.numel() for name, p in parameters if "_embeddings." not in name)
+    for most in (3, 1):
+        monkeypatch.setattr(dp_sgd, "_NUMBERS", most * trained)
+        train(folder, noise)
+    monkeypatch.setattr(dp_sgd, "_NUMBERS", 1)  # one gradient has to be there
+    train(folder, noise)
+    assert sizes == [3, 1, 1]

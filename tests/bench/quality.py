@@ -279,10 +279,11 @@ def table(results: Sequence[Mapping[str, list[Score]]]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
 
 
-def run(suite: Suite, cache: Path, out: Path, at_once: int) -> None:
+def run(suite: Suite, cache: Path, out: Path, seeds: Sequence[int], at_once: int) -> None:
     """Trains, merges, chooses, tests; writes the numbers to `out` and prints the table.
 
     at_once: so many seeds at a time, each in a process.
@@ -293,12 +294,12 @@ def run(suite: Suite, cache: Path, out: Path, at_once: int) -> None:
         ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool,
     ):
         begin = partial(_validated, suite, encoder, cache, Path(folder))
-        trained, merged, validations = zip(*pool.map(begin, SEEDS), strict=True)
+        trained, merged, validations = zip(*pool.map(begin, seeds), strict=True)
         best = choose(suite, validations)
         chosen = [{row: paths[row][i] for row, i in best.items()} for paths in merged]
         results = list(pool.map(partial(on_test, suite), trained, chosen))
     out.mkdir(parents=True, exist_ok=True)
-    numbers = json.dumps(record(suite, best, validations, results), indent=1)
+    numbers = json.dumps(record(suite, seeds, best, validations, results), indent=1)
     (out / f"quality-{suite.name}.json").write_text(numbers + "\n")
     (out / f"quality-{suite.name}.md").write_text(table(results) + "\n")
     print(table(results))
@@ -317,6 +318,7 @@ def _validated(
 
 def record(
     suite: Suite,
+    seeds: Sequence[int],
     best: Mapping[str, int],
     validations: Sequence[Mapping[str, list[Score]]],
     results: Sequence[Mapping[str, list[Score]]],
@@ -328,7 +330,7 @@ def record(
         "suite": suite.name,
         "task": suite.task,
         "f1": METRICS[suite.task][1].name,
-        "seeds": SEEDS,
+        "seeds": list(seeds),
         "statistics": settings.statistics,
         "training": settings.training.model_dump(mode="json"),
         "tested": {d: len(each) for d, each in (suite.test | suite.elsewhere).items()},
@@ -353,10 +355,12 @@ def main() -> None:
     parser.add_argument("suite", type=Path, nargs="+")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/blindmerge"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--seeds-at-once", type=int, default=1, metavar="N")
     options = parser.parse_args()
     for folder in options.suite:
-        run(read_suite(folder), options.cache.expanduser(), options.out, options.seeds_at_once)
+        suite, cache = read_suite(folder), options.cache.expanduser()
+        run(suite, cache, options.out, options.seeds, options.seeds_at_once)
 
 
 if __name__ == "__main__":

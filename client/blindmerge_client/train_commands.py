@@ -25,19 +25,27 @@ def train(
     examples: Annotated[
         int, typer.Option(help="A public number: at least as many as you have.", min=1)
     ],
-    epochs: Annotated[int, typer.Option(help="How often each is seen.", min=1)] = 3,
-    batch_size: Annotated[int, typer.Option(help="Per step, on average.", min=1)] = 256,
-    learning_rate: Annotated[float, typer.Option(help="The highest.", min=1e-9, max=1)] = 1e-3,
+    epochs: Annotated[int, typer.Option(help="How often each is seen.", min=1)] = 4,
+    batch_size: Annotated[int, typer.Option(help="Per step, on average.", min=1)] = 1024,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="The highest; if left out, 0.01 for factors, 0.001 for all weights.",
+            min=1e-9,
+            max=1,
+        ),
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a text.", min=4)] = 64,
     clip: Annotated[float, typer.Option(help="Largest norm of a gradient.", min=1e-9)] = 1.0,
-    lora: Annotated[int, typer.Option(help="Rank of the factors; 0 trains all.", min=0)] = 8,
+    lora: Annotated[int, typer.Option(help="Rank of the factors; 0 trains all.", min=0)] = 2,
     person_examples: Annotated[
         int, typer.Option(help="Protect persons, of whom so many examples count.", min=0)
     ] = 0,
 ) -> None:
     """Fine-tune the base with noise, by DP-SGD. "end-to-end" jobs need it.
 
-    The training is charged to the ledger of these examples before the model is in OUT.
+    The training is charged to the ledger of these examples before the model is in OUT. Noise is
+    least harmful with few steps, large batches and few factors.
     """
     from blindmerge_client.collect.private import units_of
     from blindmerge_client.config import Home
@@ -55,7 +63,7 @@ def train(
     persons = _persons(client, data) if person_examples else None
     noise, charge = _charged(home, data.account, epsilon, examples, batch_size, epochs, clip)
     options = TrainingOptions(
-        learning_rate=learning_rate,
+        learning_rate=learning_rate or (1e-2 if lora else 1e-3),
         max_length=max_length,
         lora=LoraOptions(rank=lora, alpha=2.0 * lora) if lora else None,
     )

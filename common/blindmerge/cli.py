@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 
 import click
 import typer
+import typer.core
 from rich.console import Console
 from rich.table import Table
 
@@ -56,6 +57,9 @@ _DROPPED = {
     "R2": "not in the sum, gone before all its masked numbers were there (R2)",
     "R3": "in the sum, but gone before it signed who is (R3)",
 }
+
+# Without it typer 0.20 escapes brackets for rich even where rich does not print them.
+typer.core.HAS_RICH = False
 
 app = typer.Typer(
     name="blindmerge",

@@ -206,10 +206,11 @@ def test_without_a_command_it_helps(
 def test_help_is_no_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments in (["--help"], ["inspect", "--help"], ["simulate", "--help"]):
-        assert run(monkeypatch, *arguments) == 0
+    for words in ("--help", "inspect --help", "simulate --help", "client train --help"):
+        assert run(monkeypatch, *words.split()) == 0
         out, err = capsys.readouterr()
         assert "Usage: blindmerge" in out
+        assert "\\" not in out  # no escapes of a markup that nobody shows
         assert err == ""
 
 

@@ -6,7 +6,8 @@ SUITE as for `quality.py`; every organisation has all of its training texts. One
 matrices are collected once, and get noise for each epsilon as a job of its own would. The same
 five models serve all lines, so what differs is the noise; in end-to-end mode others, trained with
 DP-SGD. Options of RegMean are its defaults, and layers are left out by the rule on public numbers.
-How models are trained with noise was chosen on validation data of three domains at epsilon 8.
+How models are trained with noise was chosen on validation data of three domains at epsilon 8, and
+so was the scale of task arithmetic, for all.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import torch
 from bench.quality import Suite, apply, over, read_suite
 from bench.quality_settings import SETTINGS
 from blindmerge.checkpoint import Checkpoint, CheckpointWriter
-from blindmerge.merge import Average, BlockEvidence, GramEvidence, RegMean
+from blindmerge.merge import Average, BlockEvidence, GramEvidence, RegMean, TaskArithmetic
 from blindmerge.plan import Plan
 from blindmerge.privacy.accountant import multiplier_for, rho_for, training_for
 from blindmerge.privacy.mechanism import PrivateGrams, project
@@ -56,6 +57,10 @@ DELTA = 1e-6
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 LORA = LoraOptions(rank=2, alpha=4.0, targets=("query", "value"))
 RATE, STEPS, CLIP, LEARNING_RATE = 0.33, 12, 1.0, 2e-2
+WEIGHTS_ALONE: Mapping[str, Average | TaskArithmetic] = {
+    "average": Average(),
+    "task arithmetic": TaskArithmetic(scale=1.0),
+}
 RESULTS = "privacy-emotion.json"
 
 
@@ -164,10 +169,9 @@ class Bench:
         writer.finish()
         return out
 
-    def average(self, own: Mapping[str, Path]) -> Path:
-        """The simple average of the models."""
+    def weights_alone(self, own: Mapping[str, Path], method: Average | TaskArithmetic) -> Path:
+        """What needs no statistics: the models' average, or the sum of their changes."""
         out = self.work / f"merged-{uuid4().hex}"
-        method = Average()
         writer = CheckpointWriter(out, self.checkpoint, self.plan.blocks)
         for number, block in enumerate(self.plan.blocks):
             weights = self.checkpoint.read(block.shapes)
@@ -240,9 +244,11 @@ def noised_line(
     return bench.score(bench.merge(own, sums, z))
 
 
-def average_line(bench: Bench, own: Mapping[str, Path]) -> dict[str, float]:
-    """Scores of the average."""
-    return bench.score(bench.average(own))
+def weights_line(
+    bench: Bench, own: Mapping[str, Path], method: Average | TaskArithmetic
+) -> dict[str, float]:
+    """Scores of a method that needs no statistics."""
+    return bench.score(bench.weights_alone(own, method))
 
 
 def off_line(bench: Bench, own: Mapping[str, Path]) -> dict[str, float]:
@@ -263,18 +269,20 @@ def measure(
     if not known.keys() >= {"off", "average", *statistics}:
         own = own_models(bench)
         lines["off"] = pool.submit(off_line, bench, own)
-        lines["average"] = pool.submit(average_line, bench, own)
+        lines["average"] = pool.submit(weights_line, bench, own, Average())
         sums = collected(bench, own, pool)
         print("collected", flush=True)
         for name, epsilon in statistics.items():
             z = multiplier_for(epsilon, DELTA)
             lines[name] = pool.submit(noised_line, bench, own, sums, z)
     for epsilon in end_to_end:
-        if f"end-to-end {epsilon:g}" in known:
-            continue
         rho = 0.3 * rho_for(epsilon, DELTA)
         private = private_models(bench, epsilon, rho, training, pool)
-        lines[f"end-to-end average {epsilon:g}"] = pool.submit(average_line, bench, private)
+        for name, method in WEIGHTS_ALONE.items():
+            if (title := f"end-to-end {name} {epsilon:g}") not in known:
+                lines[title] = pool.submit(weights_line, bench, private, method)
+        if f"end-to-end {epsilon:g}" in known:
+            continue
         sums, z = collected(bench, private, pool), (2 * rho) ** -0.5
         lines[f"end-to-end {epsilon:g}"] = pool.submit(noised_line, bench, private, sums, z)
     found = dict(known)

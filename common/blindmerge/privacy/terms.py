@@ -33,7 +33,7 @@ _STRICT = ConfigDict(frozen=True, strict=True, extra="forbid")
 REASONS: Mapping[str, str | None] = {
     "average": None,
     "regmean": None,
-    "task-arithmetic": "its scale is not measured with noise; take 'average'",
+    "task-arithmetic": None,
     "ties": "which changes it keeps is not measured with noise; take 'average'",
     "fisher": "squared gradients have no bound that could be clipped in integers",
     "regmean++": "its Gram matrices are of the merged model, layer by layer, and each is a release "

@@ -73,7 +73,7 @@ def with_noise(plan: Plan, base: Path, settings: NoiseSettings, owners: int, cac
     if reason is not None:
         raise ConfigInvalid(
             f"the method '{plan.method.name}' cannot run with noise: {reason}",
-            hint="take average or regmean, here and in `compare`, or leave out the noise",
+            hint="take average, task-arithmetic or regmean here and in `compare`, or no noise",
         )
     grams = Evidence.GRAM in plan.method.needs
     norms = cached_norms(plan, base, cache) if grams else {}

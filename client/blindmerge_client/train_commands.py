@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["open_ledger", "train"]
 
+LearningRate: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        help="The highest; if left out, 0.01 for factors, 0.001 for all weights.", min=1e-9, max=1
+    ),
+]
+
 
 def train(
     folder: Folder,
@@ -27,14 +34,7 @@ def train(
     ],
     epochs: Annotated[int, typer.Option(help="How often each is seen.", min=1)] = 4,
     batch_size: Annotated[int, typer.Option(help="Per step, on average.", min=1)] = 1024,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="The highest; if left out, 0.01 for factors, 0.001 for all weights.",
-            min=1e-9,
-            max=1,
-        ),
-    ] = None,
+    learning_rate: LearningRate = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a text.", min=4)] = 64,
     clip: Annotated[float, typer.Option(help="Largest norm of a gradient.", min=1e-9)] = 1.0,
     lora: Annotated[int, typer.Option(help="Rank of the factors; 0 trains all.", min=0)] = 2,

@@ -276,15 +276,17 @@ def measure(
             z = multiplier_for(epsilon, DELTA)
             lines[name] = pool.submit(noised_line, bench, own, sums, z)
     for epsilon in end_to_end:
+        regmean = f"end-to-end {epsilon:g}"
+        alone = {f"end-to-end {name} {epsilon:g}": each for name, each in WEIGHTS_ALONE.items()}
+        if known.keys() >= {regmean, *alone}:
+            continue
         rho = 0.3 * rho_for(epsilon, DELTA)
         private = private_models(bench, epsilon, rho, training, pool)
-        for name, method in WEIGHTS_ALONE.items():
-            if (title := f"end-to-end {name} {epsilon:g}") not in known:
-                lines[title] = pool.submit(weights_line, bench, private, method)
-        if f"end-to-end {epsilon:g}" in known:
-            continue
-        sums, z = collected(bench, private, pool), (2 * rho) ** -0.5
-        lines[f"end-to-end {epsilon:g}"] = pool.submit(noised_line, bench, private, sums, z)
+        for title in [each for each in alone if each not in known]:
+            lines[title] = pool.submit(weights_line, bench, private, alone[title])
+        if regmean not in known:
+            sums, z = collected(bench, private, pool), (2 * rho) ** -0.5
+            lines[regmean] = pool.submit(noised_line, bench, private, sums, z)
     found = dict(known)
     for name, line in lines.items():
         found[name] = line.result()

@@ -166,25 +166,26 @@ def _parts(rows: Sequence[torch.Tensor]) -> Seen:
 
 def _texts(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
     """The real tokens, text by text: not copied where they stand together, as they usually do."""
-    if inputs.shape[:-1] not in (mask.shape, (mask.numel(),)):
-        raise _unfit(group, inputs)
+    texts = _by_text(group, inputs, mask)
     starts, lengths = mask.int().argmax(dim=1), mask.sum(dim=1)
     places = torch.arange(mask.shape[1], device=mask.device) - starts[:, None]
     together = (places >= 0) & (places < lengths[:, None])
     if not torch.equal(together, mask):
-        return [_masked(group, inputs, mask)]
-    texts = inputs.reshape(*mask.shape, -1)
+        return [texts[mask]]
     spans = zip(texts, starts.tolist(), lengths.tolist(), strict=True)
     return [text[start : start + length] for text, start, length in spans]
 
 
 def _masked(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The real tokens of [texts, tokens, inputs], or of that with the first two as one."""
-    if inputs.shape[:-1] == mask.shape:
-        return inputs[mask]
-    if inputs.shape[:-1] == (mask.numel(),):
-        return inputs[mask.flatten()]
-    raise _unfit(group, inputs)
+    """The real tokens, in one tensor."""
+    return _by_text(group, inputs, mask)[mask]
+
+
+def _by_text(group: Group, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[texts, tokens, inputs], which may come with the first two as one."""
+    if inputs.shape[:-1] not in (mask.shape, (mask.numel(),)):
+        raise _unfit(group, inputs)
+    return inputs.reshape(*mask.shape, inputs.shape[-1])
 
 
 def _sequences(group: Group, calls: Sequence[torch.Tensor], batch: Batch) -> Seen:

@@ -228,18 +228,14 @@ class LeastSquares(Options):
         """Means for averaged tensors, one factorisation per group for the rest."""
         weight = total_weight(total)
         weights = {m.name: base[m.name] + total[f"{m.name}:delta"] / weight for m in block.means}
-        regressed = {
-            name: np.empty(shape) for name, shape in block.shapes.items() if name not in weights
-        }
-        weights |= regressed
+        for name in block.shapes.keys() - weights.keys():
+            weights[name] = np.empty(block.shapes[name])
         reports = []
         for group in block.groups:
             solved, report = self._solve_group(block, group, total, weight)
             reports.append(report)
             for layer in group.layers:
-                put_stacked(layer, solved[layer.name], weights)
-        for name in regressed:
-            weights[name] += base[name]
+                put_stacked(layer, solved[layer.name], base, weights)
         if not self.fisher_share:
             return Solved(weights, tuple(reports))
         mixed = self._mixed(block, total, base, weights)
@@ -249,9 +245,10 @@ class LeastSquares(Options):
         """The mean of the regression's weights and of Fisher merging's."""
         owners = total_weight(total)
         means = {name: np.empty(block.shapes[name]) for name in self.informed(block)}
+        nothing = {name: np.zeros(mean.shape) for name, mean in means.items()}
         for group in block.groups:
             for layer in group.layers:
-                put_stacked(layer, total[f"{layer.name}:delta"] / owners, means)
+                put_stacked(layer, total[f"{layer.name}:delta"] / owners, nothing, means)
         informed = {n: base[n] + moved for n, moved in informed_mean(means, total).items()}
         share = self.fisher_share
         return {

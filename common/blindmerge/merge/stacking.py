@@ -12,6 +12,8 @@ from blindmerge.statistic import Array
 
 __all__ = ["put_stacked", "stacked"]
 
+_ROWS = 64  # that are written at once: they stay in the cache while they are transposed
+
 
 def stacked(layer: Linear, weights: Mapping[str, Array]) -> Array:
     """W~ [width, outputs], a copy.   weights: the layer's tensors, by name."""
@@ -19,12 +21,21 @@ def stacked(layer: Linear, weights: Mapping[str, Array]) -> Array:
     return np.vstack([weight, *(each[None] for each in bias)])
 
 
-def put_stacked(layer: Linear, matrix: Array, weights: Mapping[str, Array]) -> None:
-    """Writes W~ [width, outputs] into the layer's tensors in `weights`, which are contiguous."""
+def put_stacked(
+    layer: Linear, matrix: Array, base: Mapping[str, Array], weights: Mapping[str, Array]
+) -> None:
+    """Writes W_0~ + W~ into the layer's tensors in `weights`, which are contiguous.
+
+    matrix: W~ [width, outputs].   base: the tensors of W_0~.
+    """
     weight, *bias = _views(layer, weights)
-    weight[...] = matrix[: len(weight)]
-    for each in bias:
-        each[...] = matrix[-1]
+    start, *start_bias = _views(layer, base)
+    for first in range(0, len(weight), _ROWS):
+        some = slice(first, min(first + _ROWS, len(weight)))
+        # Of two orders of memory numpy follows the first operand's, here that of the result.
+        np.add(start[some].T, matrix[some].T, out=weight[some].T)
+    for each, before in zip(bias, start_bias, strict=True):
+        np.add(before, matrix[-1], out=each)
 
 
 def _views(layer: Linear, weights: Mapping[str, Array]) -> list[Array]:

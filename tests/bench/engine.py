@@ -22,13 +22,15 @@ from statistics import median
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from bench.engine_report import Results, Row, table
 from bench.engine_worker import INNER, SHAPES, WIDTH
 from bench.machine import processor
-from bench.mpnet import mpnet, random_batches
+from bench.random_texts import random_batches
 from blindmerge.merge.ridge import solve_ridge
 from blindmerge.statistic import Array, pack_symmetric, packed_size
+from support.real_models import mpnet
 
 ROUNDS = 5
 MEMORY = (2200, 16)  # tokens, more than a block of rows; texts in a batch
@@ -198,12 +200,13 @@ def batches(tokens: int, rows: int, path: Path, vocabulary: int) -> int:
 def measure(tokens: int, layers: int, threads: int, rounds: int, cache: Path) -> Results:
     """Everything; minutes. Memory is that of the whole model, in a run of its own."""
     cache.mkdir(parents=True, exist_ok=True)
-    python, config = peers(cache), mpnet(cache).config
+    python, folder = peers(cache), mpnet(cache)
+    config = AutoConfig.from_pretrained(folder)
     many, few = cache / "many.pt", cache / "few.pt"
     tokens = batches(tokens, 64, many, config.vocab_size)
     batches(*MEMORY, few, config.vocab_size)
-    whole = Work(cache / "mpnet", config.num_hidden_layers, few, threads)
-    part = Work(cache / "mpnet", layers, many, threads)
+    whole = Work(folder, config.num_hidden_layers, few, threads)
+    part = Work(folder, layers, many, threads)
     runs = turns(COLLECT, python, cache, part, rounds)
     runs |= turns(SOLVE, python, cache, part, rounds)
     peaks = turns([*COLLECT, *SERVER], python, cache, whole, 0) | {

@@ -65,7 +65,7 @@ def smollm2(cache: Path) -> Path:
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=_GGUF)
         # transformers does not save what it calls quantised, though it has dequantised it.
         del read.config.quantization_config
-        model = AutoModelForCausalLM.from_config(read.config)
+        model = type(read)(read.config)
         model.load_state_dict(read.state_dict())
         model.save_pretrained(temporary)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=_GGUF).save_pretrained(temporary)

@@ -58,7 +58,6 @@ __all__ = ["Session"]
 
 _MERGED_STATES = "merged-states"
 _BATCH_SIZE = 64
-_FISHER_BATCH_SIZE = 8  # a gradient per example: larger batches only fill the cache
 
 
 class Session:
@@ -285,10 +284,10 @@ class Session:
         if not names:
             return {}
         folder = self.folder / "fisher"
-        few = self._batched(self._texts[: method.informed_by], _FISHER_BATCH_SIZE)
-        wanted = {name: b.shapes[name] for b in plan.blocks for name in method.informed(b)}
-        collect_fisher(self._model, plan.task, wanted, few, folder, self._watch)
-        return read_fisher(folder, names)
+        wanted = [(each, method.informed(each)) for each in plan.blocks]
+        alone = self._batched(self._texts[: method.informed_by], 1)
+        collect_fisher(self._model, plan.task, wanted, alone, folder, self._watch)
+        return read_fisher(folder, block, names)
 
 
 def _loaded(path: Path) -> PreTrainedModel:

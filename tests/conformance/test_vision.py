@@ -10,17 +10,18 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from blindmerge.checkpoint import Checkpoint
-from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest import Group, Linear
 from blindmerge.merge import RegMean
 from blindmerge.statistic import Array
 from blindmerge_client import predict as module
 from blindmerge_client.batches import Batch, batches
+from blindmerge_client.collect.live import places
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.predict import predict
 from blindmerge_client.scores import score
 from blindmerge_client.session import Session
 from blindmerge_server.simulate.bounds import public_layouts
+from support.fishers import assert_close
 from support.jobs import Job, make_plan_for, noisy, under_masks, weights_of
 from support.merging import merge
 from support.pico_vision import SHADES, Vision, pico_images, pico_vision
@@ -163,10 +164,29 @@ def test_the_merged_model_loads_and_predicts(
 
 
 @each_kind
-def test_fisher_is_refused_for_images(kind: Vision, tmp_path: Path) -> None:
-    job = vision_job(tmp_path, kind, "fisher")
-    with pytest.raises(CheckpointInvalid, match="no Fisher rule for the task"):
-        job.session(0).contribute(0)
+def test_fisher_information_is_that_of_one_image_at_a_time(kind: Vision, tmp_path: Path) -> None:
+    job = vision_job(tmp_path, kind, "fisher", owners=1)
+    model: Any = load_model(job.owners[0])
+    model.double().eval()
+    images = batches(load_tokenizer(job.base), job.texts[0], 32, 1)
+    totals = {name: np.zeros(parameter.shape) for name, parameter in model.named_parameters()}
+    for image in images:
+        for log_p in torch.log_softmax(model(image.inputs["pixel_values"].double()).logits[0], 0):
+            model.zero_grad()
+            log_p.backward(retain_graph=True)
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    gradient = parameter.grad.numpy()
+                    totals[name] += float(log_p.detach().exp()) * gradient**2 / len(images)
+    session = job.session(0)
+    found: dict[str, Array] = {}
+    expected: dict[str, Array] = {}
+    for number, block in enumerate(job.plan.blocks):
+        found |= session.evidence(number).fishers
+        for name, place in places(block, block.shapes, totals).items():
+            expected[name] = place.of(totals[place.name])
+    assert_close(found, expected)
+    assert found.keys() == job.plan.manifest.shapes.keys()
 
 
 @each_kind

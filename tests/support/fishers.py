@@ -1,10 +1,39 @@
 """When a diagonal Fisher is the one expected."""
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
+from torch import nn
 
+from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
+from blindmerge.tasks import Task
+from blindmerge_client.batches import Batch
+from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 
-__all__ = ["assert_close"]
+__all__ = ["as_in_file", "assert_close", "collected"]
+
+_EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
+_FIRST, _SECOND = ("w1", "gate_proj"), ("w3", "up_proj")
+
+
+def as_in_file(of_model: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+    """Arrays of a model's parameters by the names that its checkpoint has: experts one by one."""
+    found = {}
+    for name in names:
+        expert = _EXPERT.fullmatch(name)
+        if expert is None:
+            found[name] = of_model[name.replace("block_sparse_moe.gate", "mlp.gate")]
+            continue
+        path, number, layer = expert[1], int(expert[2]), expert[3]
+        if layer in (*_FIRST, *_SECOND):
+            gate, up = np.split(of_model[f"{path}.mlp.experts.gate_up_proj"][number], 2)
+            found[name] = gate if layer in _FIRST else up
+        else:
+            found[name] = of_model[f"{path}.mlp.experts.down_proj"][number]
+    return found
 
 
 def assert_close(found: dict[str, Array], expected: dict[str, Array]) -> None:
@@ -24,3 +53,12 @@ def assert_close(found: dict[str, Array], expected: dict[str, Array]) -> None:
         off = 1000 * 2.0**-24 * np.sqrt(largest[name.rpartition(".")[0]])
         bound = 2 * off * np.sqrt(fisher) + off**2 + 2.0**-126
         assert (np.abs(found[name] - fisher) <= bound).all(), name
+
+
+def collected(
+    model: nn.Module, task: Task, manifest: Manifest, examples: Sequence[Batch], folder: Path
+) -> dict[str, Array]:
+    """F of all tensors, as `collect_fisher` and `read_fisher` have it."""
+    wanted = [(block, list(block.shapes)) for block in manifest.blocks]
+    collect_fisher(model, task, wanted, examples, folder)
+    return {n: f for block, names in wanted for n, f in read_fisher(folder, block, names).items()}

@@ -16,7 +16,7 @@ from torch import nn
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest import Group
 
-__all__ = ["Routes", "chosen", "put_expert", "routed"]
+__all__ = ["Routes", "chosen", "routed", "stacked_name"]
 
 Routes: TypeAlias = Mapping[str, torch.Tensor]
 """By path of a mixture the numbers of the experts that each token goes to, [tokens, chosen]."""
@@ -74,8 +74,6 @@ def _activations(group: Group, mixture: Any, rows: torch.Tensor) -> torch.Tensor
     return activations
 
 
-def put_expert(group: Group, mixture: nn.Module, matrices: list[torch.Tensor]) -> None:
-    """Writes the layers of a group, each [outputs, inputs], into the mixture's tensors."""
-    stacked = mixture.get_parameter(_STACKED[group.rows == "routed-activations"])
-    with torch.no_grad():
-        stacked[group.expert].copy_(torch.cat(matrices))
+def stacked_name(group: Group) -> str:
+    """What a mixture calls the tensor [experts, outputs, inputs] that has a group's layers."""
+    return _STACKED[group.rows == "routed-activations"]

@@ -1,5 +1,7 @@
-"""Merged tensors in a model that is in memory, where some have other names than in a file."""
+"""The tensors of a checkpoint in a model that is in memory, where some have other names."""
 
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,34 +11,64 @@ from torch import nn
 from blindmerge.checkpoint import Tensors
 from blindmerge.errors import CheckpointInvalid
 from blindmerge.manifest import Block
-from blindmerge_client.collect.experts import put_expert
+from blindmerge_client.collect.experts import stacked_name
 
-__all__ = ["put_merged"]
+__all__ = ["Place", "places", "put_merged"]
 
 
-def put_merged(model: nn.Module, block: Block, tensors: Tensors) -> None:
-    """Copies the tensors of a merged block into `model`.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a model a tensor is: a tensor of the model's own, or an expert's rows of one.
+
+    name: of the model's tensor.   expert: its number in a mixture.   start, stop: its rows there.
+    """
+
+    name: str
+    expert: int | None = None
+    start: int = 0
+    stop: int = 0
+
+    def of(self, whole: Any) -> Any:
+        """The part of `whole`, the model's tensor or an array of its shape. A view."""
+        return whole if self.expert is None else whole[self.expert][self.start : self.stop]
+
+
+def places(block: Block, names: Iterable[str], own: Container[str]) -> dict[str, Place]:
+    """Where the named tensors of a block are.   own: the names of the model's tensors.
 
     Raises CheckpointInvalid for one that has no place there: it would be merged and not be used.
     """
+    elsewhere = dict(_elsewhere(block))
+    found = {}
+    for name in sorted(names):
+        choices = (Place(name), elsewhere.get(name), Place(_moved(block, name)))
+        place = next((each for each in choices if each and each.name in own), None)
+        if place is None:
+            raise CheckpointInvalid(f"the model in memory has no place for '{name}'")
+        found[name] = place
+    return found
+
+
+def put_merged(model: nn.Module, block: Block, tensors: Tensors) -> None:
+    """Copies the tensors of a merged block into `model`.   Raises CheckpointInvalid, see above."""
     state = model.state_dict()
-    rest = {name: _torch(tensor) for name, tensor in tensors.items()}
-    for name in sorted(rest.keys() & state.keys()):
-        state[name].copy_(rest.pop(name))
+    for name, place in places(block, tensors, state).items():
+        place.of(state[place.name]).copy_(_torch(tensors[name]))
+
+
+def _elsewhere(block: Block) -> Iterator[tuple[str, Place]]:
+    """What the module of a layer calls its tensors, and where a mixture has its experts'."""
     for group in block.groups:
-        for layer in group.layers if group.expert is None else ():
-            for name in [name for name in layer.tensors if name in rest]:
-                target = f"{layer.path}.{name.rpartition('.')[2]}"
-                if target in state:
-                    state[target].copy_(rest.pop(name))
-        names = [layer.tensors[0] for layer in group.layers]
-        if group.expert is not None and rest.keys() >= set(names):
-            mixture = model.get_submodule(group.layers[0].path)
-            put_expert(group, mixture, [rest.pop(name) for name in names])
-    for name in [name for name in rest if _moved(block, name) in state]:
-        state[_moved(block, name)].copy_(rest.pop(name))
-    if rest:
-        raise CheckpointInvalid(f"the model in memory has no place for '{min(rest)}'")
+        start = 0
+        for layer in group.layers:
+            if group.expert is None:
+                for name in layer.tensors:
+                    yield name, Place(f"{layer.path}.{name.rpartition('.')[2]}")
+            else:
+                stop = start + layer.outputs
+                whole = f"{layer.path}.{stacked_name(group)}"
+                yield layer.tensors[0], Place(whole, group.expert, start, stop)
+                start = stop
 
 
 def _moved(block: Block, name: str) -> str:

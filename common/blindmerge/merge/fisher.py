@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from blindmerge.errors import ConfigInvalid
-from blindmerge.manifest import ARCHITECTURES, Block, Group, Manifest, Rows
+from blindmerge.manifest import Block
 from blindmerge.merge.method import (
     BlockEvidence,
     Evidence,
@@ -24,13 +23,10 @@ from blindmerge.merge.method import (
     total_weight,
 )
 from blindmerge.statistic import Array, Schema, Statistic
-from blindmerge.tasks import LANGUAGE
 
 __all__ = [
     "FISHER_FLOOR",
     "Fisher",
-    "check_gradients",
-    "check_task",
     "informed_mean",
     "informed_shapes",
     "informed_sums",
@@ -38,45 +34,6 @@ __all__ = [
 
 FISHER_FLOOR = 1e-6
 _KINDS = ("fisher", "fisher-delta")
-
-_SHARED = ("relative_attention_bias.weight", "rel_embeddings.weight")  # by all examples
-_CALLED_TWICE: frozenset[Rows] = frozenset({"tokens-and-positions"})
-_HINT = 'use another method, such as "regmean"'
-
-
-def check_gradients(groups: Iterable[Group]) -> None:
-    """Raises ConfigInvalid for layers whose gradient of one example is not that of one call.
-
-    Squares of single gradients are what is asked, and hooks see a gradient per call.
-    """
-    for group in groups:
-        if group.expert is not None:
-            raise ConfigInvalid(
-                f"there is no Fisher information of '{group.name}': experts are computed "
-                "together, without a gradient for each example",
-                hint=_HINT,
-            )
-        if group.repeated or group.rows in _CALLED_TWICE:
-            raise _used_again(group.name)
-
-
-def check_task(manifest: Manifest) -> None:
-    """Raises ConfigInvalid for a model whose outputs are too many to differentiate."""
-    rules = ARCHITECTURES.get(manifest.architecture)
-    if rules is not None and LANGUAGE.issuperset(rules.tasks):
-        raise ConfigInvalid(
-            "there is no Fisher information of a language model: it would take a gradient for "
-            "each word of the vocabulary at each token",
-            hint=_HINT,
-        )
-
-
-def _used_again(name: str) -> ConfigInvalid:
-    return ConfigInvalid(
-        f"there is no Fisher information of '{name}' for each example: "
-        "it is used several times in one pass",
-        hint=_HINT,
-    )
 
 
 def informed_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Schema:
@@ -141,15 +98,6 @@ class Fisher(Options):
     def informed(self, block: Block) -> tuple[str, ...]:
         """All tensors."""
         return tuple(block.shapes)
-
-    def check(self, manifest: Manifest) -> None:
-        """Refuses what examples share, beside `check_gradients`."""
-        check_task(manifest)
-        for block in manifest.blocks:
-            for mean in block.means:
-                if mean.name.endswith(_SHARED):
-                    raise _used_again(mean.name)
-            check_gradients(block.groups)
 
     def schema_of(self, block: Block) -> Schema:
         """`weight` [1]; for every tensor `:delta`, `:fisher` and `:fisher-delta`."""

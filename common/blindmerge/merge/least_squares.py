@@ -22,10 +22,8 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from blindmerge.manifest import Block, Group, Manifest
+from blindmerge.manifest import Block, Group
 from blindmerge.merge.fisher import (
-    check_gradients,
-    check_task,
     informed_mean,
     informed_shapes,
     informed_sums,
@@ -120,13 +118,6 @@ class LeastSquares(Options):
             return ()
         averaged = {mean.name for mean in block.means}
         return tuple(name for name in block.shapes if name not in averaged)
-
-    def check(self, manifest: Manifest) -> None:
-        """Refuses a share of Fisher merging where there is no Fisher information."""
-        if self.fisher_share:
-            check_task(manifest)
-            for block in manifest.blocks:
-                check_gradients(block.groups)
 
     @abstractmethod
     def rows(self, group: Group, evidence: BlockEvidence) -> int:

@@ -16,10 +16,9 @@ from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect import fisher as module
-from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.tasks import Text
-from support.fishers import assert_close
+from support.fishers import assert_close, collected
 from support.jobs import noisy
 from support.pico import TAGS, Architecture, pico_encoder, pico_sentences
 
@@ -38,14 +37,11 @@ class Case:
         self.tokenizer = load_tokenizer(base)
         self.folder = folder
 
-    def collect(
-        self, texts: Sequence[Text], name: str = "fisher", size: int = 3
-    ) -> dict[str, Array]:
-        batched = batches(self.tokenizer, texts, 32, size)
-        collect_fisher(
-            self.model, "token-classification", self.manifest.shapes, batched, self.folder / name
+    def collect(self, texts: Sequence[Text], name: str = "fisher") -> dict[str, Array]:
+        alone = batches(self.tokenizer, texts, 32, 1)
+        return collected(
+            self.model, "token-classification", self.manifest, alone, self.folder / name
         )
-        return read_fisher(self.folder / name, list(self.manifest.shapes))
 
     def by_word(self, text: Text) -> Iterator[dict[str, Array]]:
         """sum over y of p(y|x) (d log p(y|x) / d theta)^2 of every word, by autograd in float64."""
@@ -110,7 +106,7 @@ def test_over_all_signs_the_mean_is_fisher_and_the_variance_what_is_promised(
 def test_many_sentences_come_near_the_expectation(tmp_path: Path) -> None:
     case = Case(tmp_path)
     texts = pico_sentences(120, seed=2).texts
-    found = case.collect(texts, size=8)
+    found = case.collect(texts)
     error = variance = scale = 0.0
     words = [list(case.by_word(text)) for text in texts]
     for name in found:
@@ -134,7 +130,7 @@ def test_only_first_tokens_of_words_count(tmp_path: Path) -> None:
     (batch,) = batched
     assert batch.words is not None
     logits = case.model(**batch.inputs).logits.detach()
-    for direction in module._directions(batch, logits, module._of_one_label(logits.double())):
+    for direction in module._directions("token-classification", batch, logits.double()):
         touched = direction.abs().sum(dim=-1) > 0
         assert torch.equal(touched, batch.words >= 0)
     assert int((batch.words >= 0).sum()) == 3 < int(batch.inputs["attention_mask"].sum()) - 2
@@ -143,15 +139,16 @@ def test_only_first_tokens_of_words_count(tmp_path: Path) -> None:
 def test_rotations_are_orthogonal_uniform_and_the_examples_own(tmp_path: Path) -> None:
     case = Case(tmp_path)
     texts = pico_sentences(200).texts
-    first: dict[int, torch.Tensor] = {}
-    for size in (1, 7):
-        for batch in batches(case.tokenizer, texts, 32, size):
-            found = module._rotations(batch, 3)
-            real = batch.inputs["attention_mask"].bool()
-            for index, mask, own in zip(batch.indices, real, found, strict=True):
-                assert torch.equal(first.setdefault(index, own[mask]), own[mask])
+    found = {}
+    for batch in batches(case.tokenizer, texts, 32, 1):
+        (index,) = batch.indices
+        (found[index],) = module._rotations(batch, 3)
+    for again in batches(case.tokenizer, texts[::-1], 32, 1):  # whatever else there is
+        (index,) = again.indices
+        (rotation,) = module._rotations(again, 3)
+        assert torch.equal(rotation, found[len(texts) - 1 - index])
     # A sentence occurs twice at most; the rest is independent.
-    rotations = torch.cat(list(first.values()))
+    rotations = torch.cat(list(found.values()))
     product = rotations @ rotations.transpose(-1, -2)
     # Householder QR: off by a few dozen roundings.
     assert (product - torch.eye(3, dtype=torch.float64)).abs().max() < 50 * 2**-53

@@ -10,6 +10,7 @@ from blindmerge.checkpoint import Checkpoint
 from blindmerge.encoding import Bits, fits
 from blindmerge.errors import Overflow, PeerInvalid
 from blindmerge.merge import METHODS
+from blindmerge.tasks import LANGUAGE, Task
 from blindmerge_client.finetune import finetune, prepare_base
 from blindmerge_client.options import TrainingOptions
 from blindmerge_client.session import Session
@@ -17,7 +18,7 @@ from blindmerge_server.simulate import bounds
 from blindmerge_server.simulate.bounds import cached_layouts, public_layouts
 from support.federations import LABELS
 from support.jobs import Job, make_plan_for, under_masks, with_plan
-from support.pico import pico_encoder, pico_examples
+from support.pico import Architecture, examples_for, labels_for, pico_encoder, pico_examples
 
 EXAMPLES = pico_examples(96, seed=3)
 
@@ -67,6 +68,34 @@ def test_no_owner_exceeds_the_bounds(method: str, bits: Bits, tuned: Job, tmp_pa
         if plan.method.progressive:  # the merged model is far from the base, too
             session.receive(own.read(plan.blocks[blocks[0]].shapes))
     assert fits(largest, 3, bits)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("mpnet", "single-label"),
+        ("mixtral", "single-label"),
+        ("gpt2", "causal-lm"),
+        ("t5", "seq2seq"),
+    ],
+)
+def test_no_fisher_information_exceeds_the_bounds(
+    architecture: Architecture, task: Task, tmp_path: Path
+) -> None:
+    """Also of tables that all share, of experts that few texts reach, and of vocabularies."""
+    examples, base = examples_for(task, 64, seed=3), tmp_path / "base"
+    labels = () if task in LANGUAGE else labels_for(task)
+    pico_encoder(base, architecture, labels=labels, task=task)
+    options = TrainingOptions(epochs=2, learning_rate=1e-2, max_length=16)
+    finetune(base, examples, options, tmp_path / "own")
+    plan = make_plan_for(base, "regmean", fisher_share=0.25, rows_factor=0.0)
+    job = under_masks(Job(base, (tmp_path / "own",) * 3, (examples.texts,) * 3, plan, tmp_path), 48)
+    (layouts,) = public_layouts(job.plan, base)
+    session = Session(job.plan, base, tmp_path / "own", examples.texts, tmp_path / "session")
+    for block, part in enumerate(layouts):
+        statistic = session.contribute(block)
+        for number in range(part.blocks):
+            part.encode(statistic, number)  # raises Overflow for a number beyond its bound
 
 
 def test_the_limits_are_real(tuned: Job, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITES ?= ../shared/data/emotion
 
-.PHONY: demo test test-network test-models check wheel bench-quality bench-privacy bench-engine bench-masks bench-network bench-secagg lock clean
+.PHONY: demo test test-network test-models check wheel bench-quality bench-privacy bench-engine bench-masks bench-network bench-secagg bench-language lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/blindmerge simulate --out out/demo
@@ -61,6 +61,11 @@ bench-secagg: $(INSTALLED)
 # Fetches MPNet-base (400 MB) and installs fusion_bench into build/bench, once.
 bench-engine: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/bench/engine.py
+
+# Fetches SmolLM2-135M (94 MB) into build/bench, once.
+bench-language: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -c "from pathlib import Path; from support.real_models import smollm2; smollm2(Path('build/bench'))"
+	OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/blindmerge simulate tests/bench/language.toml --out build/bench/language
 
 # CPU torch first: what depends on it must not pull another build.
 $(INSTALLED): pyproject.toml constraints.txt

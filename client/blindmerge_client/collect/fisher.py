@@ -28,11 +28,12 @@ word w alone adds to F_x, and L labels, its variance is
 
 for each parameter: at most L - 1 passes, however long the text, exact for one word, and no
 larger where the model is sure of its labels. Labels drawn from the model would be unbiased
-too, but a rare label has a large score. Q_w comes from a hash of the example: the same each time.
+too, but a rare label has a large score.
 
 A language model has a vocabulary of labels, too many for a pass each. There a single column is
 differentiated, R_w z_w with R_w = diag(r) - p r^T, r = sqrt(p), and z_w of random signs. Its mean
 is F_x too, and its variance below 2 F_x^2: 256 examples alike are off by a tenth or less.
+Q_w and z_w come from a hash of the example: the same each time.
 """
 
 import hashlib

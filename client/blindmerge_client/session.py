@@ -279,15 +279,17 @@ class Session:
         return runner
 
     def _fishers(self, block: Block) -> dict[str, Array]:
-        plan, method = self.plan, self.plan.method
-        names = method.informed(block)
-        if not names:
-            return {}
-        folder = self.folder / "fisher"
-        wanted = [(each, method.informed(each)) for each in plan.blocks]
+        names = self.plan.method.informed(block)
+        return read_fisher(self._fisher_folder, block, names) if names else {}
+
+    @cached_property
+    def _fisher_folder(self) -> Path:
+        """With the information of all blocks, since one pass over the examples has all of it."""
+        plan, method, folder = self.plan, self.plan.method, self.folder / "fisher"
+        wanted = [(block, method.informed(block)) for block in plan.blocks]
         alone = self._batched(self._texts[: method.informed_by], 1)
         collect_fisher(self._model, plan.task, wanted, alone, folder, self._watch)
-        return read_fisher(folder, block, names)
+        return folder
 
 
 def _loaded(path: Path) -> PreTrainedModel:

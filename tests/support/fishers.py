@@ -1,11 +1,14 @@
 """When a diagonal Fisher is the one expected."""
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers import PreTrainedModel
 
 from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
@@ -13,7 +16,7 @@ from blindmerge.tasks import Task
 from blindmerge_client.batches import Batch
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 
-__all__ = ["as_in_file", "assert_close", "collected"]
+__all__ = ["as_in_file", "assert_close", "collected", "in_float64"]
 
 _EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _FIRST, _SECOND = ("w1", "gate_proj"), ("w3", "up_proj")
@@ -62,3 +65,10 @@ def collected(
     wanted = [(block, list(block.shapes)) for block in manifest.blocks]
     collect_fisher(model, task, wanted, examples, folder)
     return {n: f for block, names in wanted for n, f in read_fisher(folder, block, names).items()}
+
+
+def in_float64(model: PreTrainedModel) -> Any:
+    """A copy, in evaluation mode."""
+    copied: Any = copy.deepcopy(model)
+    copied.set_experts_implementation("eager")  # the usual one knows float32 alone
+    return copied.double().eval()

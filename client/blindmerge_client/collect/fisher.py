@@ -123,10 +123,10 @@ def _accumulate(
                 module.sparse = True
         sums = []
         for name in totals.keys() & parameters.keys():  # what else there is has no gradient
-            sums.append(_Squares(torch.from_numpy(totals[name])))
+            squares = _Squares(torch.from_numpy(totals[name]))
             parameter: Any = parameters[name].requires_grad_()
-            hook = parameter.register_post_accumulate_grad_hook(sums[-1].add)
-            cleanup.callback(hook.remove)
+            cleanup.callback(parameter.register_post_accumulate_grad_hook(squares.add).remove)
+            sums.append(squares)
         device = next(model.parameters()).device
         for example in examples:
             inputs = {key: each.to(device) for key, each in example.inputs.items()}

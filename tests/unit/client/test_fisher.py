@@ -1,6 +1,5 @@
 """The diagonal Fisher against gradients of one example at a time, by autograd, in float64."""
 
-import copy
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -21,7 +20,7 @@ from blindmerge.tasks import Task
 from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect.fisher import collect_fisher, read_fisher
 from blindmerge_client.models import load_model, load_tokenizer
-from support.fishers import as_in_file, assert_close, collected
+from support.fishers import as_in_file, assert_close, collected, in_float64
 from support.jobs import LABELS, edit_weights, noisy
 from support.pico import ARCHITECTURES, Architecture, pico_encoder, pico_examples
 
@@ -63,7 +62,7 @@ class Case:
 
     def direct(self) -> dict[str, Array]:
         """mean over x of sum over y of p(y|x) (d log p(y|x) / d theta)^2, word for word."""
-        model: Any = in_float64(self.model)
+        model = in_float64(self.model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         totals = {name: np.zeros(parameter.shape) for name, parameter in parameters.items()}
         for text in TEXTS:
@@ -76,13 +75,6 @@ class Case:
                     if parameter.grad is not None:
                         totals[name] += p * parameter.grad.numpy() ** 2 / len(TEXTS)
         return as_in_file(totals, self.manifest.shapes)
-
-
-def in_float64(model: PreTrainedModel) -> Any:
-    """A copy, in evaluation mode."""
-    copied: Any = copy.deepcopy(model)
-    copied.set_experts_implementation("eager")  # the usual one knows float32 alone
-    return copied.double().eval()
 
 
 def one_label(labels: int) -> Iterator[Outcome]:

@@ -1,9 +1,7 @@
 """The diagonal Fisher of language models: unbiased, with no more variance than is promised."""
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect import fisher as module
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.tasks import Pair, Text
-from support.fishers import as_in_file, assert_close, collected
+from support.fishers import as_in_file, assert_close, collected, in_float64
 from support.jobs import noisy
 from support.pico import LANGUAGE_MODELS, Architecture, pico_encoder, pico_texts
 
@@ -46,9 +44,7 @@ class Case:
 
     def direct(self) -> dict[str, Array]:
         """Of every token that is predicted, sum over y of p(y|x) (d log p(y|x) / d theta)^2."""
-        model: Any = copy.deepcopy(self.model)
-        model.set_experts_implementation("eager")
-        model.double().eval()
+        model = in_float64(self.model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         totals = {name: np.zeros(parameter.shape) for name, parameter in parameters.items()}
         logits = model(**self.example.inputs).logits[0]

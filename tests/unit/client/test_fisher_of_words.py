@@ -1,6 +1,5 @@
 """The diagonal Fisher of words: exact where it must be, and unbiased with a known variance."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,7 +17,7 @@ from blindmerge_client.batches import Batch, batches
 from blindmerge_client.collect import fisher as module
 from blindmerge_client.models import load_model, load_tokenizer
 from blindmerge_client.tasks import Text
-from support.fishers import assert_close, collected
+from support.fishers import assert_close, collected, in_float64
 from support.jobs import noisy
 from support.pico import TAGS, Architecture, pico_encoder, pico_sentences
 
@@ -45,8 +44,7 @@ class Case:
 
     def by_word(self, text: Text) -> Iterator[dict[str, Array]]:
         """sum over y of p(y|x) (d log p(y|x) / d theta)^2 of every word, by autograd in float64."""
-        model: Any = copy.deepcopy(self.model)
-        model.double().eval()
+        model = in_float64(self.model)
         inputs = self.tokenizer(list(text), is_split_into_words=True, return_tensors="pt")
         for word in range(len(text)):
             place = inputs.word_ids(0).index(word)

@@ -19,6 +19,8 @@ from blindmerge.errors import (
 )
 from blindmerge.merge import METHODS, Progressive, RegMean, RegMeanPlusPlus
 from blindmerge.statistic import Statistic, unpack_symmetric
+from blindmerge_client import session as module
+from blindmerge_client.collect.fisher import collect_fisher
 from blindmerge_client.session import Session
 from support.jobs import Job, make_job, noisy, weights_of, with_plan
 from support.pico import pico_encoder
@@ -246,3 +248,21 @@ def test_received_blocks_that_are_none_are_refused(tmp_path: Path) -> None:
     session.receive({})
     with pytest.raises(CheckpointInvalid, match="lacks the blocks"):
         session.finish()
+
+
+def test_fisher_information_of_all_blocks_comes_from_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+
+    def counted(*args: Any) -> None:
+        passes.append(args)
+        collect_fisher(*args)
+
+    monkeypatch.setattr(module, "collect_fisher", counted)
+    job = make_job(tmp_path, method="fisher", texts=5)
+    session = job.session(0)
+    for number in range(len(job.plan.blocks)):
+        session.contribute(number)
+    assert len(job.plan.blocks) > 1
+    assert len(passes) == 1

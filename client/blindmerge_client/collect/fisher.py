@@ -46,6 +46,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from blindmerge.errors import NotFinite
 from blindmerge.files import replacing, save_array
 from blindmerge.manifest import Block
 from blindmerge.statistic import Array
@@ -72,7 +73,8 @@ def collect_fisher(
     wanted: of every block the tensors whose information is asked for.   examples: one per batch.
     The sums live in memory-mapped files; memory holds the squares of one example in float32. An
     existing `folder` is whole and stays.   watch: shows how many examples are done.
-    Raises CheckpointInvalid for a tensor that the model does not have.
+    Raises CheckpointInvalid for a tensor that the model does not have, and NotFinite if its
+    outputs are NaN or infinity.
     """
     if any(len(example.indices) != 1 for example in examples):
         raise ValueError("the square of a sum over examples is not the sum of their squares")
@@ -131,6 +133,11 @@ def _accumulate(
         for example in examples:
             inputs = {key: each.to(device) for key, each in example.inputs.items()}
             logits = model(**inputs).logits
+            if not torch.isfinite(logits).all():
+                raise NotFinite(
+                    "the outputs of your model for one of your examples are NaN or infinity",
+                    hint="give a model whose scores on your own data are good",
+                )
             for direction in _directions(task, example, logits.detach().double()):
                 output = (logits * direction.to(logits.dtype)).sum()
                 torch.autograd.backward(output, retain_graph=True)

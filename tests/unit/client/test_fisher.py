@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blindmerge.checkpoint import Checkpoint
-from blindmerge.errors import CheckpointInvalid
+from blindmerge.errors import CheckpointInvalid, NotFinite
 from blindmerge.manifest import Manifest
 from blindmerge.statistic import Array
 from blindmerge.tasks import Task
@@ -229,6 +229,18 @@ def test_a_tensor_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
     case = Case(tmp_path, "bert", LABELS)
     case.model.get_submodule("bert.encoder.layer.1.output").LayerNorm = nn.Identity()
     with pytest.raises(CheckpointInvalid, match=r"no place for .*layer\.1\.output\.LayerNorm"):
+        case.collect()
+    assert not case.folder.exists()
+    assert list(tmp_path.glob(".fisher*")) == []
+
+
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_outputs_that_are_not_numbers_are_refused(number: float, tmp_path: Path) -> None:
+    # Weights may be finite and outputs not, after training that went astray.
+    case = Case(tmp_path, "bert", LABELS)
+    with torch.no_grad():
+        case.model.get_parameter("classifier.bias")[0] = number
+    with pytest.raises(NotFinite, match="outputs of your model"):
         case.collect()
     assert not case.folder.exists()
     assert list(tmp_path.glob(".fisher*")) == []
